@@ -1,0 +1,1 @@
+"""Fast multi-task reinforcement learning on Meta-World: one PPO policy for reach, push and pick-place."""

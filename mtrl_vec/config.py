@@ -1,0 +1,177 @@
+"""Everything that can be set about a training run, validated before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS, resolve_tasks
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Shapes: ``B`` environments, ``T`` steps per rollout, ``K`` tasks."""
+
+    tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
+    """Tasks to learn together, in equal shares."""
+    total_frames: int = 6_000_000
+    """Environment steps to train for, over all tasks; rounded up to whole iterations."""
+    seed: int = 1
+    """Seed of the environments, the initial weights and the actions."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy lives and learns. auto: CUDA when there is one."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """Compile policy and loss with torch.compile. auto: on CUDA only; on a few CPU cores a run is over before the minute
+    of compilation has paid off."""
+    run_dir: Path | None = None
+    """Where results go. By default a new folder under runs/."""
+    overwrite: bool = False
+    """Replace the run in --run-dir if there is one."""
+    quiet: bool = False
+    """No progress display."""
+
+    num_envs: int = 192
+    """B, simulations running side by side."""
+    num_workers: int | None = None
+    """Simulator processes, over which the environments are spread evenly. By default what suits the machine."""
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    """Time limit of an episode, in environment steps."""
+    goals_seed: int | None = None
+    """Train on Meta-World's 50 fixed goals per task for this benchmark seed, instead of fresh goals every episode."""
+    random_phase: bool = True
+    """Start the environments at random points of their first episode, so that resets are spread over time."""
+
+    torso: tuple[int, int] = (256, 256)
+    """Widths of the two hidden layers shared by the tasks."""
+    head: int = 128
+    """Width of the hidden layer of each task's head."""
+    shared_torso: bool = False
+    """One torso for actor and critic, instead of one each."""
+    init_std: float = 1.0
+    """Initial standard deviation of the actions, in units of the action range's half width."""
+    learn_std: bool = True
+    """Learn the standard deviation, one per task and action dimension; otherwise it stays at its initial value."""
+
+    num_steps: int = 64
+    """T, steps per environment and iteration."""
+    num_epochs: int = 6
+    """Passes over a rollout."""
+    num_minibatches: int = 6
+    """Minibatches per pass."""
+    lr: float = 3e-4
+    """Adam's learning rate; the initial one where target_kl adapts it."""
+    target_kl: float | None = 0.02
+    """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
+    final_kl_fraction: float = 0.15
+    """Fraction of target_kl that is aimed for at the end; annealed linearly over the first three quarters of the run."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    gae_lambda: float = 0.97
+    """Lambda of generalised advantage estimation."""
+    clip_epsilon: float = 0.2
+    """PPO's clipping range of the probability ratio."""
+    entropy_coeff: float = 0.0
+    """Weight of the entropy bonus."""
+    critic_coeff: float = 0.5
+    """Weight of the critic's squared error."""
+    max_grad_norm: float = 1.0
+    """Clipping of the global gradient norm."""
+    normalize_observation: bool = True
+    """Normalise observations by their running mean and variance."""
+    normalize_reward: bool = True
+    """Scale each task's reward by the running standard deviation of its discounted return."""
+    per_task_advantage: bool = True
+    """Normalise advantages within each task, instead of over the whole rollout."""
+
+    def __post_init__(self) -> None:
+        resolved = tuple(task.name for task in resolve_tasks(self.tasks))
+        object.__setattr__(self, "tasks", resolved)
+        positive = (
+            "total_frames num_envs max_episode_steps head init_std num_steps num_epochs num_minibatches lr clip_epsilon "
+            "max_grad_norm"
+        )
+        for name in positive.split():
+            _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("gamma", "gae_lambda", "final_kl_fraction"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be between 0 and 1")
+        for name in ("seed", "entropy_coeff", "critic_coeff"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        _require(min(self.torso) > 0, "torso", self.torso, "needs two positive widths")
+        _require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "must be positive or None")
+        workers = self.num_workers
+        _require(workers is None or workers > 0, "num_workers", workers, "must be positive")
+        share = (workers or 1) * len(self.tasks)
+        _require(
+            self.num_envs % share == 0,
+            "num_envs",
+            self.num_envs,
+            f"must be a multiple of {share}: {workers or 1} worker(s) times {len(self.tasks)} task(s)",
+        )
+        _require(
+            self.frames_per_batch % self.num_minibatches == 0,
+            "num_minibatches",
+            self.num_minibatches,
+            f"must divide the {self.frames_per_batch} frames of a rollout (num_envs * num_steps)",
+        )
+
+    @property
+    def frames_per_batch(self) -> int:
+        """Frames per iteration, ``B * T``."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        """Frames per optimiser step."""
+        return self.frames_per_batch // self.num_minibatches
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the whole run."""
+        return -(-self.total_frames // self.frames_per_batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON and checkpoints."""
+        values = dataclasses.asdict(self)
+        values["run_dir"] = None if self.run_dir is None else str(self.run_dir)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`. Raises TypeError on unknown fields."""
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        values["run_dir"] = None if values["run_dir"] is None else Path(values["run_dir"])
+        return cls(**values)
+
+
+def _require(condition: bool, name: str, value: object, problem: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value}: it {problem}")
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "default": TrainConfig(),
+    # The values of the tutorial that this project grew from, without its mistakes. Batch 512 is 24 minibatches here.
+    "tutorial": TrainConfig(
+        torso=(512, 512),
+        head=128,
+        shared_torso=True,
+        init_std=1.0,
+        learn_std=False,
+        num_epochs=4,
+        num_minibatches=24,
+        lr=3e-4,
+        target_kl=None,
+        gamma=0.99,
+        gae_lambda=0.95,
+        clip_epsilon=0.2,
+        max_grad_norm=0.5,
+        max_episode_steps=500,
+        random_phase=False,
+        normalize_observation=False,
+        normalize_reward=False,
+        per_task_advantage=False,
+    ),
+}
+"""Named starting points for `train --preset`."""
