@@ -23,8 +23,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy lives and learns. auto: CUDA when there is one."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """Compile policy and loss with torch.compile. auto: on CUDA only; on a few CPU cores a run is over before the minute
-    of compilation has paid off."""
+    """Compile policy and loss with torch.compile. auto: on CUDA only; on a few CPU cores a run is over before the
+    minute of compilation has paid off."""
     run_dir: Path | None = None
     """Where results go. By default a new folder under runs/."""
     overwrite: bool = False
@@ -65,7 +65,7 @@ class TrainConfig:
     target_kl: float | None = 0.02
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
     final_kl_fraction: float = 0.15
-    """Fraction of target_kl that is aimed for at the end; annealed linearly over the first three quarters of the run."""
+    """Fraction of target_kl that is left at the end; annealed linearly over the first three quarters of the run."""
     gamma: float = 0.99
     """Discount per environment step."""
     gae_lambda: float = 0.97
@@ -89,8 +89,8 @@ class TrainConfig:
         resolved = tuple(task.name for task in resolve_tasks(self.tasks))
         object.__setattr__(self, "tasks", resolved)
         positive = (
-            "total_frames num_envs max_episode_steps head init_std num_steps num_epochs num_minibatches lr clip_epsilon "
-            "max_grad_norm"
+            "total_frames num_envs max_episode_steps head init_std num_steps num_epochs num_minibatches lr clip_epsilon
+            " "max_grad_norm"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")

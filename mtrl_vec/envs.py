@@ -206,7 +206,9 @@ def make_env(
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}: it must be at least 1")
     if envs_per_worker < 1 or envs_per_worker % len(tasks):
-        raise ValueError(f"envs_per_worker is {envs_per_worker}: it must be a positive multiple of the {len(tasks)} tasks")
+        raise ValueError(
+            f"envs_per_worker is {envs_per_worker}: it must be a positive multiple of the {len(tasks)} tasks"
+        )
     shared = {
         "tasks": tasks,
         "num_envs": envs_per_worker,

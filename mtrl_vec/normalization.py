@@ -1,7 +1,7 @@
 """Running statistics, kept in module buffers so that they travel with the policy and its checkpoints.
 
-They change only between a whole update and the next rollout (`update`), never inside: the policy that collected a rollout
-and the one that learns from it must see the same inputs.
+They change only between a whole update and the next rollout (`update`), never inside: the policy that collected a
+rollout and the one that learns from it must see the same inputs.
 
 Shapes: ``B`` environments, ``T`` steps, ``K`` tasks, ``D`` observation size.
 """

@@ -1,4 +1,4 @@
-"""`SawyerSim`: many Meta-World simulations stepped as one batch, bit for bit what Meta-World computes. NumPy in and out.
+"""`SawyerSim`: many Meta-World simulations stepped as one batch, bit for bit as Meta-World does. NumPy in and out.
 
 Three things make it fast, none of which changes a bit of a trajectory:
 
@@ -73,8 +73,8 @@ class SawyerSim:
         task_idx: [n] index into ``tasks`` that each slot starts with.
         seed: of all random streams.
         first_slot: global number of row 0.
-        goals_seed: None draws a fresh object and goal at every reset. A number draws uniformly from the 50 fixed ones of
-            ``metaworld.MT1(task, seed=goals_seed)``.
+        goals_seed: None draws a fresh object and goal at every reset. A number draws uniformly from the 50 fixed ones
+            of ``metaworld.MT1(task, seed=goals_seed)``.
         max_episode_steps: the time limit, in environment steps.
         random_phase: start every slot's first episode at a random count of elapsed steps, so that resets are spread
             evenly over time instead of hitting all slots at once.
@@ -100,7 +100,8 @@ class SawyerSim:
         self._first_slot = first_slot
         self.seed(seed)
 
-        # Physics that blows up is counted in `Step.unstable`; MuJoCo would also append it to a file in the current folder.
+        # Physics that blows up is counted in `Step.unstable`; MuJoCo would also append it to a file in the current
+        # folder.
         mujoco.set_mju_user_warning(_ignore_warning)
         self._model = load_model()
         self._data = mujoco.MjData(self._model)

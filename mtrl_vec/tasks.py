@@ -44,14 +44,15 @@ class RewardInputs(NamedTuple):
     gripper_open: Array  # [n] finger distance / 0.1 m, in [0, 1]: the observation's fourth entry
     left_pad_y: Array  # [n]
     right_pad_y: Array  # [n]
-    grip: Array  # [n] the action's fourth entry, not clipped
+    grip: NDArray[np.float32]  # [n] the action's fourth entry, not clipped
     init_obj: Array  # [n, 3] object at the start of the episode
     goal: Array  # [n, 3]
     init_tcp: Array  # [3] tool centre at the start of every episode
 
     def rows(self, index: NDArray[np.intp]) -> RewardInputs:
         """The same inputs for some of the rows."""
-        return RewardInputs(*(x[index] for x in self[:-1]), self.init_tcp)
+        rows = {name: getattr(self, name)[index] for name in self._fields if name != "init_tcp"}
+        return self._replace(**rows)
 
 
 RewardFn = Callable[[RewardInputs], tuple[Array, NDArray[np.bool_]]]
@@ -120,7 +121,7 @@ def push_reward(s: RewardInputs) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def pick_place_reward(s: RewardInputs) -> tuple[Array, NDArray[np.bool_]]:
-    """``SawyerPickPlaceEnvV3.compute_reward``: lift the puck to a goal in the air. Reward [n] in [0, 10], success [n]."""
+    """``SawyerPickPlaceEnvV3.compute_reward``: lift the puck to a goal in the air. Reward [n] in [0, 10], success."""
     to_goal = distance(s.obj, s.goal)
     in_place = tolerance(to_goal, 0.0, 0.05, distance(s.init_obj, s.goal))
     gaps = np.stack([s.left_pad_y - s.obj[:, 1], s.obj[:, 1] - s.right_pad_y], axis=-1)
@@ -139,8 +140,8 @@ class Task:
     """One Meta-World task. Positions in metres, world frame.
 
     A reset draws the object from ``[obj_low, obj_high]`` and the goal from ``[goal_low, goal_high]``, again while the
-    two are within ``MIN_GOAL_DISTANCE`` in xy. ``index`` is the row in ``TASKS``; which head of a policy serves the task
-    depends on the list of tasks that policy is trained on.
+    two are within ``MIN_GOAL_DISTANCE`` in xy. ``index`` is the row in ``TASKS``; which head of a policy serves the
+    task depends on the list of tasks that policy is trained on.
     """
 
     name: str

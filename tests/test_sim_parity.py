@@ -17,8 +17,10 @@ def draw_vectors(task_idx: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def compare_rollout(sim: SawyerSim, envs, observations: np.ndarray, rng: np.random.Generator, steps: int) -> dict:
-    """Step `sim` and `envs` with the same actions: even slots follow the expert for half of the steps, the others act at
-    random. Returns what the rollout visited, so that a test can tell whether it proved anything."""
+    """Step `sim` and `envs` with the same actions: even slots follow the expert for half of the steps, the rest random.
+
+    Returns what the rollout visited, so that a test can tell whether it proved anything.
+    """
     experts = [expert(TASK_NAMES[k]) for k in sim.task_idx]
     visited = {"success": np.zeros(len(envs), bool), "lifted": np.zeros(len(envs), bool), "reward": np.zeros(len(envs))}
     for t in range(steps):

@@ -1,0 +1,138 @@
+"""``python -m mtrl_vec``: the commands people type."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mtrl_vec.checkpoint import find_checkpoint, load_policy
+from mtrl_vec.config import PRESETS, TrainConfig
+
+USAGE = """usage: python -m mtrl_vec COMMAND [--help] ...
+
+commands:
+  train   learn the tasks:              python -m mtrl_vec train --seed 1
+  eval    Meta-World's own evaluation:  python -m mtrl_vec eval runs/my-run --seed 100
+"""
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Evaluate a trained policy under Meta-World's official protocol: 50 goals per task, mean action."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint file, or the folder of its run."""
+    seed: int = 100
+    """Seed of Meta-World's goals, 1 or more."""
+    json: Path | None = None
+    """Also write the results to this file."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a policy; results go to the run's folder."""
+    preset, arguments = _split_preset(arguments)
+    config = _parse(
+        TrainConfig,
+        arguments,
+        prog="python -m mtrl_vec train",
+        default=PRESETS[preset],
+        description=f"Train one policy on all tasks. --preset {{{','.join(PRESETS)}}} chooses other defaults than those
+        " f"shown (here: {preset}).\n\nExample: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
+    )
+    from mtrl_vec.envs import WorkerDied
+    from mtrl_vec.trainer import Trainer
+
+    trainer = Trainer(config)
+    print(f"training {', '.join(config.tasks)} on {trainer.device}, {trainer.num_workers} workers: {trainer.run_dir}")
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print(f"interrupted: {trainer.frames:,} frames saved in {trainer.run_dir}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except WorkerDied as error:
+        print(f"error: {error}; {trainer.frames:,} frames saved in {trainer.run_dir}", file=sys.stderr)
+        return 1
+    print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Evaluate a checkpoint and print a table."""
+    args = _parse(
+        EvalArgs,
+        arguments,
+        prog="python -m mtrl_vec eval",
+        description=f"{EvalArgs.__doc__}\n\nExample: python -m mtrl_vec eval runs/my-run --seed 100 --json result.json",
+    )
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtrl_vec import evaluation
+
+    if args.json is not None and not args.json.parent.is_dir():
+        raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}")
+    policy, config = load_policy(args.checkpoint)
+    results = evaluation.evaluate(policy, config.tasks, args.seed)
+    table = Table(title=f"{find_checkpoint(args.checkpoint)}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")
+    for heading in ("task", "success", "return"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task in config.tasks:
+        success, episode_return = results[f"eval/{task}/success_rate"], results[f"eval/{task}/return"]
+        table.add_row(task, f"{success:.2f}", f"{episode_return:,.0f}")
+    table.add_row("mean", f"{results['eval/mean_success_rate']:.3f}", "", style="bold")
+    Console().print(table)
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "eval": evaluate}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else EXIT_BAD_INPUT
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        return _fail(f"unknown command {arguments[0]!r}: known commands are {', '.join(COMMANDS)}")
+    try:
+        return command(arguments[1:])
+    except ValueError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _split_preset(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--preset", default="default")
+    try:
+        known, rest = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"--preset needs a name: one of {', '.join(PRESETS)}") from error
+    if known.preset not in PRESETS:
+        raise ValueError(f"unknown preset {known.preset!r}: known presets are {', '.join(PRESETS)}")
+    return known.preset, rest
+
+
+def _parse(cls, arguments, *, prog, description, default=None):  # type: ignore[no-untyped-def]
+    options = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=list(arguments), prog=prog, description=description, **options)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_BAD_INPUT
