@@ -46,8 +46,9 @@ def train(arguments: Sequence[str]) -> int:
         arguments,
         prog="python -m mtrl_vec train",
         default=PRESETS[preset],
-        description=f"Train one policy on all tasks. --preset {{{','.join(PRESETS)}}} chooses other defaults than those
-        " f"shown (here: {preset}).\n\nExample: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
+        description="Train one policy on all tasks.\n\n"
+        f"--preset NAME chooses other defaults than those shown, out of {', '.join(PRESETS)} (here: {preset}).\n\n"
+        "Example: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
     )
     from mtrl_vec.envs import WorkerDied
     from mtrl_vec.trainer import Trainer

@@ -88,11 +88,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         resolved = tuple(task.name for task in resolve_tasks(self.tasks))
         object.__setattr__(self, "tasks", resolved)
-        positive = (
-            "total_frames num_envs max_episode_steps head init_std num_steps num_epochs num_minibatches lr clip_epsilon
-            " "max_grad_norm"
-        )
-        for name in positive.split():
+        positive = "total_frames num_envs max_episode_steps head init_std num_steps num_epochs num_minibatches lr"
+        for name in (*positive.split(), "clip_epsilon", "max_grad_norm"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         for name in ("gamma", "gae_lambda", "final_kl_fraction"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be between 0 and 1")
