@@ -5,6 +5,7 @@ Shapes: ``W`` workers, ``E`` environments per worker, ``K`` tasks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -136,6 +137,12 @@ class SimulatorPool(ParallelEnv):
 
     POLL_SECONDS = 5e-5  # under 1 % of a step
     POLLS_PER_CHECK = 2_000  # look for dead workers about every 0.2 s
+    SHUTDOWN_SECONDS = 10.0
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As in `ParallelEnv`. Raises `WorkerDied`."""
+        self._check_alive(range(self.num_workers))
+        return super().step_and_maybe_reset(tensordict)
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
         flags = self._shm_done_flags
@@ -145,17 +152,30 @@ class SimulatorPool(ParallelEnv):
             time.sleep(self.POLL_SECONDS)
             polls += 1
             if polls % self.POLLS_PER_CHECK == 0:
-                self._check_alive(pending)
+                self._check_alive([worker for worker, flag in pending if not flags[flag]])
         for worker in workers_range:
             flags[self._worker_indices[worker]] = 0
 
-    def _check_alive(self, pending: Sequence[tuple[int, int]]) -> None:
-        for worker, flag in pending:
+    def _check_alive(self, workers: Sequence[int]) -> None:
+        for worker in workers:
             process = self._workers[worker]
-            if not process.is_alive() and not self._shm_done_flags[flag]:
-                raise WorkerDied(
-                    f"simulation worker {worker} (pid {process.pid}) died with exit code {process.exitcode}"
-                )
+            if not process.is_alive():
+                reason = f"(pid {process.pid}) died with exit code {process.exitcode}"
+                raise WorkerDied(f"simulation worker {worker} {reason}")
+
+    def _shutdown_workers(self) -> None:
+        # TorchRL's own refuses to run once a worker is dead, and then leaves the others behind.
+        for channel in self.parent_channels:
+            with contextlib.suppress(OSError):
+                channel.send(("close", None))
+        deadline = time.monotonic() + self.SHUTDOWN_SECONDS
+        for process in self._workers:
+            process.join(max(0.0, deadline - time.monotonic()))
+        self._terminate_and_join_workers(self._workers, timeout=2.0)
+        for channel in self.parent_channels:
+            channel.close()
+        del self._workers, self.parent_channels, self.shared_tensordicts, self.shared_tensordict_parent
+        self._cuda_events = self._events = self.event = None
 
 
 def _make_worker(**kwargs: Any) -> MetaWorldEnv:

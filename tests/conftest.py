@@ -1,0 +1,26 @@
+"""Shared settings of the tests."""
+
+from __future__ import annotations
+
+import torch
+
+from mtrl_vec.config import TrainConfig
+
+# Two cores at most, and simulators beside the learner: one thread is the fastest and the most reproducible.
+torch.set_num_threads(1)
+
+TINY = {
+    "num_envs": 12,
+    "num_steps": 16,
+    "num_minibatches": 2,
+    "num_epochs": 2,
+    "torso": (32, 32),
+    "head": 16,
+    "quiet": True,
+    "device": "cpu",
+}
+"""A training run of seconds."""
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    return TrainConfig(**(TINY | {"total_frames": 12 * 16} | changes))

@@ -1,0 +1,133 @@
+"""`SawyerSim` beyond parity: resets, random streams, time limits, unstable physics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from metaworld_oracle import TASK_NAMES
+
+from mtrl_vec.sim import SawyerSim, load_model
+from mtrl_vec.tasks import TASKS
+
+
+def random_actions(n: int, steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (steps, n, 4)).astype(np.float32)
+
+
+def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
+    actions = random_actions(6, 30)
+    whole = SawyerSim(TASKS, np.arange(6) % 3, seed=3, random_phase=True)
+    parts = [SawyerSim(TASKS, np.arange(f, f + 3) % 3, seed=3, first_slot=f, random_phase=True) for f in (0, 3)]
+    np.testing.assert_array_equal(whole.reset(), np.concatenate([p.reset() for p in parts]))
+    np.testing.assert_array_equal(whole.elapsed, np.concatenate([p.elapsed for p in parts]))
+    for action in actions:
+        one = whole.step(action)
+        two = [parts[0].step(action[:3]), parts[1].step(action[3:])]
+        for a, b in zip(one, zip(*two, strict=True), strict=True):
+            np.testing.assert_array_equal(a, np.concatenate(b))
+
+
+def test_seeds_and_slots_draw_different_goals() -> None:
+    goals = [SawyerSim(TASKS, [0, 0, 0], seed=s).reset()[:, 36:] for s in (0, 1)]
+    assert len(np.unique(np.concatenate(goals), axis=0)) == 6
+    sim = SawyerSim(TASKS, [0], seed=0)
+    assert not np.array_equal(sim.reset()[0, 36:], sim.reset()[0, 36:])
+
+
+def test_the_goal_is_visible_after_a_step() -> None:
+    """With the goal-hidden bounds, which Meta-World caches at first, the clip would zero it."""
+    sim = SawyerSim(TASKS, [0, 1, 2])
+    first = sim.reset()
+    step = sim.step(np.zeros((3, 4), np.float32))
+    assert (np.abs(step.observation[:, 37]) >= 0.8).all()
+    np.testing.assert_allclose(step.observation[:, 36:], first[:, 36:], atol=1e-4)
+
+
+def test_time_limit_and_reset_counts() -> None:
+    sim = SawyerSim(TASKS, [0, 1, 2], max_episode_steps=5)
+    sim.reset()
+    for t in range(1, 6):
+        truncated = sim.step(np.zeros((3, 4), np.float32)).truncated
+        assert truncated.tolist() == [t == 5] * 3
+    sim.reset(np.array([True, False, True]))
+    assert sim.elapsed.tolist() == [0, 5, 0]
+
+
+def test_random_phases_spread_the_first_episodes_only() -> None:
+    sim = SawyerSim(TASKS, np.zeros(300, int), random_phase=True)
+    sim.reset()
+    counts, _ = np.histogram(sim.elapsed, bins=5, range=(0, 500))
+    assert counts.min() > 35  # 60 expected, standard deviation 7
+    sim.reset()
+    assert (sim.elapsed == 0).all()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
+def test_fixed_goals_are_the_fifty_of_the_benchmark_seed(task) -> None:
+    sim = SawyerSim([task], np.zeros(400, int), goals_seed=7)
+    seen = np.unique(sim.reset()[:, 36:38], axis=0)
+    expected = np.unique(task.benchmark_vectors(7)[:, 3:5], axis=0)
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone() -> None:
+    actions = random_actions(3, 20)
+    sim, undisturbed = SawyerSim(TASKS, [0, 1, 2]), SawyerSim(TASKS, [0, 1, 2])
+    sim.reset(), undisturbed.reset()
+    for t, action in enumerate(actions):
+        if t == 10:
+            sim.state[1, 20] = 1e12  # a velocity that no simulation survives
+        if t == 12:
+            action[2] = np.nan
+            last_good = sim.observation[2].copy()
+        step, expected = sim.step(action), undisturbed.step(np.nan_to_num(action))
+        assert step.unstable.tolist() == [False, t == 10, t == 12]
+        np.testing.assert_array_equal(step.observation[0], expected.observation[0])
+        assert np.isfinite(step.observation).all() and np.isfinite(step.reward).all()
+        if t == 10:
+            assert step.truncated.tolist() == [False, True, False]
+            assert step.reward[1] == 0 and not step.success[1]
+            sim.reset(np.array([False, True, False]))
+        if t == 12:
+            np.testing.assert_array_equal(step.observation[2], last_good)
+            sim.reset(np.array([False, False, True]))
+        elif t > 12:
+            assert not step.truncated.any()
+
+
+def test_physics_warnings_leave_no_file_behind(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sim = SawyerSim(TASKS, [0])
+    sim.reset()
+    sim.state[0, 20] = 1e12
+    assert sim.step(np.zeros((1, 4), np.float32)).unstable[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_row_continues_with_the_same_bits() -> None:
+    actions = random_actions(2, 40)
+    sim = SawyerSim(TASKS, [1, 2])
+    sim.reset()
+    for action in actions[:20]:
+        sim.step(action)
+    saved = sim.state.copy()
+    first = [sim.step(action).observation[:, :7] for action in actions[20:]]
+    sim.state[:] = saved
+    second = [sim.step(action).observation[:, :7] for action in actions[20:]]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_three_models_differ_only_in_the_goal_marker() -> None:
+    """What lets one model serve all tasks; a new Meta-World release could end it."""
+    import mujoco
+    from metaworld.asset_path_utils import full_V3_path_for
+
+    names = ("reach", "push", "pick_place")
+    models = [mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/sawyer_{n}_v3.xml")) for n in names]
+    marker = {"site_pos", "site_rgba"}
+    for attribute in dir(models[0]):
+        value = getattr(models[0], attribute)
+        if isinstance(value, np.ndarray) and attribute not in marker:
+            for other in models[1:]:
+                np.testing.assert_array_equal(value, getattr(other, attribute), err_msg=attribute)
+    assert load_model().ngeom < load_model(visual=True).ngeom == models[0].ngeom
