@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 
 FORMAT = "mtrl_vec checkpoint 1"
@@ -28,10 +29,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint file given by itself or by the folder of its run. Raises ValueError when there is none."""
+    """A checkpoint file given by itself or by the folder of its run. Raises InputError when there is none."""
     file = path / CHECKPOINT_NAME if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"no checkpoint at {file}: give a checkpoint file or the folder of a run")
+        raise InputError(f"no checkpoint at {file}: give a checkpoint file or the folder of a run")
     return file
 
 
@@ -42,16 +43,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path: the file, or the folder of its run.
 
     Raises:
-        ValueError: no file there, unreadable, or not a checkpoint of this package.
+        InputError: no file there, unreadable, or not a checkpoint of this package.
     """
     file = find_checkpoint(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} is not a readable checkpoint ({reason[:120]})") from error
+        raise InputError(f"{file} is not a readable checkpoint ({reason[:120]})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{file} is not a checkpoint of this package (expected format {FORMAT!r})")
+        raise InputError(f"{file} is not a checkpoint of this package (expected format {FORMAT!r})")
     return content
 
 
@@ -59,7 +60,7 @@ def load_policy(path: Path) -> tuple[SharedPolicy, TrainConfig]:
     """The policy of a checkpoint, on the CPU and in evaluation mode, and the configuration it was trained with.
 
     Raises:
-        ValueError: see `load_checkpoint`; also a checkpoint whose content does not fit this version.
+        InputError: see `load_checkpoint`; also a checkpoint whose content does not fit this version.
     """
     content = load_checkpoint(path)
     try:
@@ -67,5 +68,5 @@ def load_policy(path: Path) -> tuple[SharedPolicy, TrainConfig]:
         policy = SharedPolicy(config)
         policy.load_state_dict(content["policy"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} was written by another version ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path} was written by another version ({str(error).splitlines()[0]})") from error
     return policy.eval().requires_grad_(False), config

@@ -14,6 +14,7 @@ import tyro
 
 from mtrl_vec.checkpoint import find_checkpoint, load_policy
 from mtrl_vec.config import PRESETS, TrainConfig
+from mtrl_vec.errors import InputError, WorkerDied
 
 USAGE = """usage: python -m mtrl_vec COMMAND [--help] ...
 
@@ -50,7 +51,6 @@ def train(arguments: Sequence[str]) -> int:
         f"--preset NAME chooses other defaults than those shown, out of {', '.join(PRESETS)} (here: {preset}).\n\n"
         "Example: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
     )
-    from mtrl_vec.envs import WorkerDied
     from mtrl_vec.trainer import Trainer
 
     trainer = Trainer(config)
@@ -80,8 +80,8 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     from mtrl_vec import evaluation
 
-    if args.json is not None and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise InputError(f"--json {args.json}: give a file in an existing folder")
     policy, config = load_policy(args.checkpoint)
     results = evaluation.evaluate(policy, config.tasks, args.seed)
     table = Table(title=f"{find_checkpoint(args.checkpoint)}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unknown command {arguments[0]!r}: known commands are {', '.join(COMMANDS)}")
     try:
         return command(arguments[1:])
-    except ValueError as error:
+    except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -123,9 +123,9 @@ def _split_preset(arguments: Sequence[str]) -> tuple[str, list[str]]:
     try:
         known, rest = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
-        raise ValueError(f"--preset needs a name: one of {', '.join(PRESETS)}") from error
+        raise InputError(f"--preset needs a name: one of {', '.join(PRESETS)}") from error
     if known.preset not in PRESETS:
-        raise ValueError(f"unknown preset {known.preset!r}: known presets are {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset {known.preset!r}: known presets are {', '.join(PRESETS)}")
     return known.preset, rest
 
 

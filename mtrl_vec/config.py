@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mtrl_vec.errors import InputError
 from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS, resolve_tasks
 
 
@@ -144,7 +145,7 @@ class TrainConfig:
 
 def _require(condition: bool, name: str, value: object, problem: str) -> None:
     if not condition:
-        raise ValueError(f"{name} is {value}: it {problem}")
+        raise InputError(f"{name} is {value}: it {problem}")
 
 
 PRESETS: dict[str, TrainConfig] = {

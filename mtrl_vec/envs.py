@@ -6,6 +6,7 @@ Shapes: ``W`` workers, ``E`` environments per worker, ``K`` tasks.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, ParallelEnv
 
+from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.sim import ACTION_SIZE, OBSERVATION_SIZE, SawyerSim
 from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS, resolve_tasks
 
@@ -47,7 +49,7 @@ class MetaWorldEnv(EnvBase):
         seed, first_slot, goals_seed, max_episode_steps, random_phase: see `mtrl_vec.sim.SawyerSim`.
 
     Raises:
-        ValueError: unknown or repeated task.
+        InputError: unknown or repeated task.
     """
 
     def __init__(
@@ -124,10 +126,6 @@ class MetaWorldEnv(EnvBase):
             self.sim.seed(seed)
 
 
-class WorkerDied(RuntimeError):
-    """A simulation worker ended on its own. The message names it."""
-
-
 class SimulatorPool(ParallelEnv):
     """`ParallelEnv` whose parent sleeps, instead of spinning on a core, while the workers simulate.
 
@@ -179,8 +177,10 @@ class SimulatorPool(ParallelEnv):
 
 
 def _make_worker(**kwargs: Any) -> MetaWorldEnv:
-    # Ctrl-C reaches the whole process group; when to stop is the parent's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group; when to stop is the parent's decision. (`ParallelEnv` calls this in the
+    # parent too, to read the specs.)
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return MetaWorldEnv(**kwargs)
 
 
@@ -219,14 +219,14 @@ def make_env(
         An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
 
     Raises:
-        ValueError: unknown or repeated task, or a number of environments that the tasks cannot share equally.
+        InputError: unknown or repeated task, or a number of environments that the tasks cannot share equally.
     """
     tasks = tuple(task.name for task in resolve_tasks(tasks))
     num_workers = default_num_workers() if num_workers is None else num_workers
     if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}: it must be at least 1")
+        raise InputError(f"num_workers is {num_workers}: it must be at least 1")
     if envs_per_worker < 1 or envs_per_worker % len(tasks):
-        raise ValueError(
+        raise InputError(
             f"envs_per_worker is {envs_per_worker}: it must be a positive multiple of the {len(tasks)} tasks"
         )
     shared = {

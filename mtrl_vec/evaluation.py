@@ -15,6 +15,7 @@ import torch
 from metaworld.evaluation import evaluation
 from numpy.typing import NDArray
 
+from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 
 NUM_GOALS = 50
@@ -27,10 +28,10 @@ def make_official_envs(tasks: Sequence[str], seed: int) -> gym.vector.AsyncVecto
     task selection draws goals with replacement; the pseudorandom one visits each once, but only if told to at resets.
 
     Raises:
-        ValueError: seed below 1.
+        InputError: seed below 1.
     """
     if seed < 1:
-        raise ValueError(f"seed is {seed}: Meta-World takes 0 for 'no seed', so give 1 or more")
+        raise InputError(f"seed is {seed}: Meta-World takes 0 for 'no seed', so give 1 or more")
     envs = gym.make_vec(
         "Meta-World/custom-mt-envs",
         vector_strategy="async",
@@ -78,7 +79,7 @@ def evaluate(policy: SharedPolicy, tasks: Sequence[str], seed: int) -> dict[str,
         ``eval/<task>/success_rate`` and ``eval/<task>/return`` (mean over 50 episodes) and ``eval/mean_success_rate``.
 
     Raises:
-        ValueError: seed below 1.
+        InputError: seed below 1.
     """
     envs = make_official_envs(tasks, seed)
     try:

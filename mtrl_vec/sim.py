@@ -105,7 +105,8 @@ class SawyerSim:
         mujoco.set_mju_user_warning(_ignore_warning)
         self._model = load_model()
         self._data = mujoco.MjData(self._model)
-        self._signature = sum(int(getattr(mujoco.mjtState, f"mjSTATE_{part}")) for part in _STATE_PARTS)
+        self.state_signature = sum(int(getattr(mujoco.mjtState, f"mjSTATE_{part}")) for part in _STATE_PARTS)
+        """What a row of ``state`` holds, for ``mujoco.mj_setState`` and ``mj_getState``."""
         self._settled = self._settle()
 
         self.state = np.tile(self._settled, (n, 1))
@@ -154,7 +155,7 @@ class SawyerSim:
         self._init_tcp = data.site_xpos[list(self._tips)].mean(axis=0)
         self._resting_height = float(data.xpos[self._obj, 2])
         settled = np.empty(sum(sizes))
-        mujoco.mj_getState(model, data, settled, self._signature)
+        mujoco.mj_getState(model, data, settled, self.state_signature)
         return settled
 
     def reset(
@@ -202,9 +203,9 @@ class SawyerSim:
         state[:] = self._settled
         state[self._obj_qpos], state[self._obj_qvel] = obj, 0.0
         model, data = self._model, self._data
-        mujoco.mj_setState(model, data, state, self._signature)
+        mujoco.mj_setState(model, data, state, self.state_signature)
         mujoco.mj_forward(model, data)
-        mujoco.mj_getState(model, data, state, self._signature)
+        mujoco.mj_getState(model, data, state, self.state_signature)
         self._xpos[slot], self._site_xpos[slot] = data.xpos, data.site_xpos
         self._obj_xmat[slot] = data.geom_xmat[self._obj_geom].reshape(3, 3)
 
@@ -245,7 +246,7 @@ class SawyerSim:
         state[:, self._ctrl] = np.stack([action[:, 3], -action[:, 3]], axis=1)
 
         # Everything the loop touches is local: at 100 us a slot, attribute look-ups are worth avoiding.
-        model, data, signature = self._model, self._data, self._signature
+        model, data, signature = self._model, self._data, self.state_signature
         set_state, get_state, mj_step, mj_forward = (
             mujoco.mj_setState,
             mujoco.mj_getState,

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl_vec.errors import InputError
+
 Array = NDArray[np.float64]
 
 MAX_EPISODE_STEPS = 500
@@ -188,7 +190,7 @@ def resolve_tasks(names: Sequence[str]) -> tuple[Task, ...]:
     A name that asks for another version gets v3 and a one-line notice on standard error.
 
     Raises:
-        ValueError: on an unknown or repeated name, or an empty list.
+        InputError: on an unknown or repeated name, or an empty list.
     """
     known = {task.name.removesuffix("-v3"): task for task in TASKS}
     found: list[Task] = []
@@ -196,12 +198,12 @@ def resolve_tasks(names: Sequence[str]) -> tuple[Task, ...]:
         match = _NAME.fullmatch(name)
         task = known.get(match["task"]) if match else None
         if match is None or task is None:
-            raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(t.name for t in TASKS)}")
+            raise InputError(f"unknown task {name!r}: known tasks are {', '.join(t.name for t in TASKS)}")
         if match["version"] not in (None, "3"):
             print(f"note: {name} is run as {task.name}", file=sys.stderr)
         if task in found:
-            raise ValueError(f"task {task.name!r} is given twice: name each task once")
+            raise InputError(f"task {task.name!r} is given twice: name each task once")
         found.append(task)
     if not found:
-        raise ValueError(f"no task given: name at least one of {', '.join(t.name for t in TASKS)}")
+        raise InputError(f"no task given: name at least one of {', '.join(t.name for t in TASKS)}")
     return tuple(found)

@@ -16,6 +16,7 @@ from torchrl.collectors import Collector
 from mtrl_vec.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import default_num_workers, make_env
+from mtrl_vec.errors import InputError
 from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog, Timer
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
@@ -24,10 +25,10 @@ CHECKPOINT_SECONDS = 60.0
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` is CUDA when there is one. Raises ValueError when CUDA is asked for and missing."""
+    """``auto`` is CUDA when there is one. Raises InputError when CUDA is asked for and missing."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ValueError("device is cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
+        raise InputError("device is cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
     return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
@@ -43,19 +44,22 @@ def prepare_run_dir(config: TrainConfig) -> Path:
     """Create the folder of a run and write its configuration there.
 
     Raises:
-        ValueError: there is a run (or anything else) already, and ``overwrite`` is off.
+        InputError: there is a run (or anything else) already, and ``overwrite`` is off.
     """
     folder = config.run_dir
     if folder is None:
         folder = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not config.overwrite:
-            raise ValueError(f"{folder} exists: choose another --run-dir, or replace it with --overwrite")
+            raise InputError(f"{folder} exists: choose another --run-dir, or replace it with --overwrite")
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is not the folder of a run: it is not replaced; choose another --run-dir")
+            raise InputError(f"{folder} is not the folder of a run: it is not replaced; choose another --run-dir")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
     return folder
 
 
@@ -66,7 +70,7 @@ class Trainer:
         config: what to train.
 
     Raises:
-        ValueError: a device that is not there, or a run folder that exists.
+        InputError: a device that is not there, or a run folder that exists.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -82,8 +86,8 @@ class Trainer:
 
     @property
     def frames(self) -> int:
-        """Environment steps learned from so far."""
-        return self.iteration * self.config.frames_per_batch
+        """Environment steps learned from in whole iterations, as in the checkpoint."""
+        return self._last_whole["frames"]
 
     def train(self) -> None:
         """Run all iterations. On an interruption or a failure the last whole iteration is saved, then the error raised.
@@ -170,7 +174,7 @@ class Trainer:
         state = {
             "config": self.config.to_dict(),
             "iteration": self.iteration,
-            "frames": self.frames,
+            "frames": self.iteration * self.config.frames_per_batch,
             "policy": self.policy.state_dict(),
             "reward_scale": self.ppo.reward_scale.state_dict(),
             "optimizer": self.ppo.optimizer.state_dict(),

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
-from mtrl_vec.envs import MetaWorldEnv, WorkerDied, make_env
+from mtrl_vec.envs import MetaWorldEnv, make_env
+from mtrl_vec.errors import InputError, WorkerDied
 
 
 def test_specs() -> None:
@@ -99,5 +100,5 @@ def test_a_dead_worker_is_named() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         make_env(**arguments)

@@ -10,6 +10,7 @@ import pytest
 from metaworld.utils import reward_utils
 from metaworld_oracle import TASK_NAMES, make_env
 
+from mtrl_vec.errors import InputError
 from mtrl_vec.tasks import TASKS, hamacher, resolve_tasks, tolerance
 
 
@@ -70,5 +71,5 @@ def test_names_people_type(capsys) -> None:
     ],
 )
 def test_bad_names(names: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         resolve_tasks(names)

@@ -1,0 +1,53 @@
+# `make train` and `make test` work on a machine with nothing but Python 3.11-3.13, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+# The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run
+CHECKPOINT ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
+
+.PHONY: help install train eval test check bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo '  Options go into ARGS: make train ARGS="--tasks push-v3 --total-frames 2000000"'
+
+install: $(STAMP)  ## create .venv and install everything that training and tests need
+
+train: $(STAMP)  ## train one policy on reach, push and pick-place; results in runs/
+	$(BIN)/python -m mtrl_vec train $(ARGS)
+
+eval: $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...
+	@test -n "$(CHECKPOINT)" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
+	$(BIN)/python -m mtrl_vec eval "$(CHECKPOINT)" $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
+	$(BIN)/python benchmarks/steps_per_sec.py $(ARGS)
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): set PYTHON=python3.12, for example"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
+	  || echo "EnvPool cannot be installed here: its figures will be missing"
+	@touch $@

@@ -1,0 +1,364 @@
+"""Environment steps per second: this package, bare physics, the usual vectorised Meta-Worlds, and a tutorial's loop.
+
+Everything runs in one go and in turns, a slice each per round, so that a machine that slows down slows all of it down.
+A rate is the median over the rounds; a ratio the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy and torch load; worker processes inherit it
+
+import numpy as np
+import torch
+import tyro
+from baselines import (
+    SEED,
+    TASK_NAMES,
+    Contender,
+    EnvPool,
+    Floor,
+    FloorParallel,
+    GymAsync,
+    GymParallelEnv,
+    TorchRL,
+    TutorialPPO,
+    random_actions,
+)
+
+from mtrl_vec.sim import SawyerSim
+from mtrl_vec.tasks import TASKS
+
+TARGETS = (
+    ("sim_1proc", "floor_1proc", 0.95),
+    ("sim_1proc", "envpool_1thread", 1.3),
+    ("parallel_env", "floor_parallel", 0.75),
+    ("parallel_env", "envpool_parallel", 1.2),
+    ("parallel_env", "gym_parallel_env", 12.0),
+    ("train", "tutorial_loop", 50.0),
+    ("train", "tutorial_fixed", 5.0),
+)
+"""What is to be faster than what, and by which factor."""
+
+NAMES = (
+    *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_parallel_env", "gym_async"),
+    *("envpool_1thread", "envpool_parallel", "tutorial_loop", "tutorial_fixed", "train"),
+)
+PACKAGES = ("torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure environment steps per second and compare them with the targets."""
+
+    quick: bool = False
+    """Under a minute, and rougher: two short rounds."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write the results to this file, with the machine, the versions and the command."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Measure only these, for example: sim_1proc floor_1proc. By default everything."""
+    seconds: float | None = None
+    """Length of a slice. By default 2, with --quick 0.5. A contender may need longer for one piece of its work."""
+    rounds: int | None = None
+    """Slices per contender. By default 5, with --quick 2."""
+    num_workers: int | None = None
+    """Processes of parallel_env and floor_parallel, threads of envpool_parallel. By default what suits the machine.
+    train always runs with its own defaults."""
+    envs_per_worker: int = 96
+    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env."""
+
+    def validate(self) -> None:
+        """Raises ValueError on what cannot be measured."""
+        unknown = [name for name in self.only if name not in NAMES]
+        if unknown:
+            raise ValueError(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(NAMES)}")
+        for name in ("seconds", "rounds", "num_workers", "envs_per_worker"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be positive and finite")
+        if self.envs_per_worker % len(TASKS):
+            raise ValueError(
+                f"--envs-per-worker is {self.envs_per_worker}: it must be a multiple of {len(TASKS)} tasks"
+            )
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            raise ValueError(f"--json: cannot write {str(self.json)!r}: it must be a file in a folder that exists")
+
+
+class Sim(Contender):
+    """`SawyerSim`, resets included."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._sim = SawyerSim(TASKS, np.arange(num_slots) % len(TASKS), seed=SEED, random_phase=True)
+        self._sim.reset()
+        self._rng = np.random.default_rng(SEED)
+
+    def advance(self) -> int:
+        truncated = self._sim.step(random_actions(self._rng, self._sim.num_slots)).truncated
+        if truncated.any():
+            self._sim.reset(truncated)
+        return self._sim.num_slots
+
+
+class ParallelSim(TorchRL):
+    """This package's vectorised environment, as training uses it."""
+
+    def __init__(self, num_workers: int, envs_per_worker: int) -> None:
+        from mtrl_vec.envs import make_env
+
+        super().__init__(
+            make_env(TASK_NAMES, num_workers=num_workers, envs_per_worker=envs_per_worker, seed=SEED, random_phase=True)
+        )
+
+
+def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], Contender]]:
+    """How to start each of them, in the order in which they take turns."""
+    cores = len(os.sched_getaffinity(0))
+    widths = EnvPool.WIDTHS[-1:] if quick else EnvPool.WIDTHS  # trying them takes time, and the last is mostly the best
+    return {
+        # First, because Gymnasium forks, and a fork keeps the pipes of whatever was started before it.
+        "gym_async": GymAsync,
+        "floor_1proc": lambda: Floor(slots),
+        "sim_1proc": lambda: Sim(slots),
+        "envpool_1thread": lambda: EnvPool(1, widths),
+        "floor_parallel": lambda: FloorParallel(workers, slots),
+        "parallel_env": lambda: ParallelSim(workers, slots),
+        "envpool_parallel": lambda: EnvPool(workers, widths),
+        "gym_parallel_env": GymParallelEnv,
+        "tutorial_loop": lambda: TutorialPPO(reset_every_step=True, num_threads=cores),
+        "tutorial_fixed": lambda: TutorialPPO(reset_every_step=False, num_threads=cores),
+    }
+
+
+@contextlib.contextmanager
+def sigint_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: it is for this process to end them. Here it waits until the exit."""
+    resource_tracker.ensure_running()  # which would unblock the signal if it started later
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def train_rate(iterations: int, timeout: float = 600) -> float:
+    """Frames per second of `python -m mtrl_vec train`, from its second iteration to its last."""
+    from mtrl_vec.config import TrainConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir, log = Path(folder, "run"), Path(folder, "log")
+        frames = iterations * TrainConfig().frames_per_batch
+        options = f"--run-dir {shlex.quote(str(run_dir))} --total-frames {frames} --quiet"
+        command = [sys.executable, "-m", "mtrl_vec", "train", *shlex.split(options)]
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            process.wait(timeout)
+        finally:
+            end_session(process)
+        if process.returncode:
+            last_line = log.read_text().rstrip().rpartition("\n")[2]
+            raise RuntimeError(f"train ended with exit code {process.returncode}: {last_line}")
+        with (run_dir / "metrics.csv").open() as file:
+            rows = [(float(row["frames"]), float(row["time/elapsed"])) for row in csv.DictReader(file)]
+    (first_frames, first), (last_frames, last) = rows[1], rows[-1]
+    return (last_frames - first_frames) / (last - first)
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """Make a process that leads its own session stop: by Ctrl-C, and with all its children if that does not help."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Report:
+    """What was measured, and why not what was not."""
+
+    def __init__(self) -> None:
+        self.rates: dict[str, list[float]] = {}  # of every round
+        self.missing: dict[str, str] = {}
+        self.setup: dict[str, str] = {}
+
+    def failed(self, name: str, error: Exception) -> None:
+        self.rates.pop(name, None)
+        message = (str(error).strip() or "no message").splitlines()[0]
+        self.missing[name] = f"{type(error).__name__}: {message}"
+        progress(f"{name} is not measured: {self.missing[name]}")
+
+    def value(self, name: str) -> float | None:
+        return round(median(self.rates[name]), 1) if name in self.rates else None
+
+    def targets(self) -> list[dict[str, object]]:
+        rows = []
+        for name, other, factor in TARGETS:
+            ratio = None
+            if name in self.rates and other in self.rates:
+                ratio = round(median(a / b for a, b in zip(self.rates[name], self.rates[other], strict=True)), 3)
+            result = "not measured" if ratio is None else "met" if ratio >= factor else "missed"
+            rows.append({"target": f"{name} / {other}", "at_least": factor, "measured": ratio, "result": result})
+        return rows
+
+
+def measure(
+    wanted: Sequence[str], quick: bool, num_workers: int, envs_per_worker: int, rounds: int, seconds: float
+) -> Report:
+    """Start the contenders, let them take turns, and end them whatever happens."""
+    report, train = Report(), []
+    running: dict[str, Contender] = {}
+
+    def run_train() -> None:
+        # It has its own start-up and wants all cores, so it is no part of the rounds: it runs before and after them.
+        progress("training")
+        try:
+            train.append(train_rate(iterations=4 if quick else 12))
+        except Exception as error:
+            report.failed("train", error)
+
+    try:
+        if "train" in wanted:
+            run_train()
+        for name, start in contenders(num_workers, envs_per_worker, quick).items():
+            if name not in wanted:
+                continue
+            progress(f"starting {name}")
+            try:
+                with sigint_blocked():
+                    running[name] = start()
+                torch.set_num_threads(1)  # TorchRL changes it
+                running[name].warm_up()
+            except Exception as error:
+                report.failed(name, error)
+                discard(running.pop(name, None))
+        for turn in range(rounds):
+            progress(f"round {turn + 1} of {rounds}")
+            for name in list(running):
+                try:
+                    report.rates.setdefault(name, []).append(running[name].rate(seconds))
+                except Exception as error:
+                    report.failed(name, error)
+                    discard(running.pop(name))
+        if train and not quick:
+            run_train()
+        if train and "train" not in report.missing:
+            report.rates["train"] = [fmean(train)] * rounds
+        report.setup = {name: contender.setup for name, contender in running.items() if contender.setup}
+        return report
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for contender in running.values():
+            discard(contender)
+        for process in multiprocessing.active_children():  # of a contender that failed
+            process.kill()
+            process.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def discard(contender: Contender | None) -> None:
+    if contender is not None:
+        with contextlib.suppress(Exception):  # it may be in the middle of a step, or broken
+            contender.close()
+
+
+def machine() -> dict[str, str | int | None]:
+    """Where the numbers come from."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def main() -> int:
+    """Returns the exit code: 0 whether or not the targets are met, 2 for bad input, 130 after Ctrl-C."""
+    args = tyro.cli(Args)
+    try:
+        args.validate()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from mtrl_vec.envs import default_num_workers
+
+    settings = {
+        "num_workers": args.num_workers or default_num_workers(),
+        "envs_per_worker": args.envs_per_worker,
+        "rounds": args.rounds or (2 if args.quick else 5),
+        "seconds": args.seconds or (0.5 if args.quick else 2.0),
+    }
+    warnings.filterwarnings("ignore")  # the competitors' remarks on their own defaults
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up then, too
+    try:
+        report = measure(args.only or NAMES, args.quick, **settings)
+    except KeyboardInterrupt:
+        progress("interrupted")
+        return 130
+    values = {name: report.value(name) for name in NAMES}
+    about = {
+        "settings": settings,
+        "machine": machine(),
+        "versions": versions(),
+        "command": {"command": shlex.join(["python", *sys.argv])},
+    }
+    for name, value in (values | {k: v for part in about.values() for k, v in part.items()}).items():
+        print(name, "null" if value is None else value)
+    print()
+    for name, text in report.missing.items():
+        print(f"{name} is not measured: {text}")
+    for name, text in report.setup.items():
+        print(f"{name}: {text}")
+    print(f"\n{'target':<34} {'at least':>8} {'measured':>9}  result")
+    targets = report.targets()
+    for row in targets:
+        ratio = "-" if row["measured"] is None else f"{row['measured']:.2f}"
+        print(f"{row['target']:<34} {row['at_least']:>8} {ratio:>9}  {row['result']}")
+    if args.json is not None:
+        details = {"setup": report.setup, "not_measured": report.missing, "targets": targets, "rounds": report.rates}
+        args.json.write_text(json.dumps(values | about | about["command"] | details, indent=2) + "\n")
+    return 0
+
+
+def progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

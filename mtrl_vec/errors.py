@@ -1,0 +1,12 @@
+"""The errors that a person has to act on. Their messages are one line: what is wrong and what to do about it."""
+
+
+class InputError(Exception):
+    """A setting, a file or a name that does not work.
+
+    Not a ``ValueError``: the command line's parser takes those for its own and wraps their message in a box.
+    """
+
+
+class WorkerDied(RuntimeError):
+    """A simulation worker ended on its own. The message names it."""

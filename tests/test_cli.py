@@ -1,0 +1,212 @@
+"""The commands as people type them: bad input, interruptions, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtrl_vec.checkpoint import load_checkpoint
+from mtrl_vec.cli import main
+from mtrl_vec.config import TrainConfig
+
+SMALL = [
+    f"--{name}" if not name[0].isdigit() else name
+    for name in (
+        "num-envs",
+        "12",
+        "num-steps",
+        "16",
+        "num-minibatches",
+        "2",
+        "num-epochs",
+        "2",
+        "torso",
+        "32",
+        "32",
+        "head",
+        "16",
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "fly-v3"], "unknown task 'fly-v3': known tasks are reach-v3, push-v3, pick-place-v3"),
+        (["--tasks", "push", "push-v3"], "task 'push-v3' is given twice"),
+        (["--total-frames", "0"], "total_frames is 0: it must be positive"),
+        (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
+        (["--num-envs", "100"], "num_envs is 100: it must be a multiple of 3"),
+        (["--num-workers", "0"], "num_workers is 0: it must be positive"),
+        (["--num-workers", "5"], "num_envs is 192: it must be a multiple of 15"),
+        (["--num-minibatches", "7"], "num_minibatches is 7: it must divide the 12288 frames"),
+        (["--gamma", "1.5"], "gamma is 1.5: it must be between 0 and 1"),
+        (["--lr", "0"], "lr is 0.0: it must be positive"),
+        (["--preset", "best"], "unknown preset 'best': known presets are default, tutorial"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(capsys, tmp_path) -> None:
+    assert main(["train", "--device", "cuda", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_kept(capsys, tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("mine")
+    assert main(["train", "--run-dir", str(run)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (run / "config.json").read_text() == "mine"
+    # Even --overwrite replaces only what is a run.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    assert main(["train", "--run-dir", str(other), "--overwrite"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    assert (other / "thesis.tex").exists()
+
+
+def test_overwrite_replaces_a_run(tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "left-over").write_text("")
+    arguments = ["train", *SMALL, "--run-dir", str(run), "--overwrite", "--total-frames", "192", "--quiet"]
+    assert main(arguments) == 0
+    assert not (run / "left-over").exists()
+    assert json.loads((run / "config.json").read_text())["total_frames"] == 192
+
+
+def test_bad_checkpoints(capsys, tmp_path) -> None:
+    garbage, foreign, torn = tmp_path / "garbage.pt", tmp_path / "foreign.pt", tmp_path / "torn.pt"
+    garbage.write_bytes(b"not a checkpoint")
+    torch.save({"state_dict": {}}, foreign)
+    torch.save({"format": "mtrl_vec checkpoint 1", "config": TrainConfig().to_dict(), "x": torch.zeros(9999)}, torn)
+    other = tmp_path / "other.pt"
+    torch.save({"format": "mtrl_vec checkpoint 1", "config": TrainConfig().to_dict(), "policy": {}}, other)
+    torn.write_bytes(torn.read_bytes()[:2000])
+    for path, message in [
+        (tmp_path / "missing.pt", "no checkpoint at"),
+        (tmp_path, "no checkpoint at"),
+        (garbage, "not a readable checkpoint"),
+        (torn, "not a readable checkpoint"),
+        (foreign, "not a checkpoint of this package"),
+        (other, "written by another version"),
+    ]:
+        assert main(["eval", str(path)]) == 2, path
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+
+
+def test_a_checkpoint_cannot_execute_code(capsys, tmp_path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"format": "mtrl_vec checkpoint 1", "config": Bomb()}, tmp_path / "bomb.pt")
+    assert main(["eval", str(tmp_path / "bomb.pt")]) == 2
+    assert not (tmp_path / "executed").exists()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_folders_that_cannot_be_written(capsys, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--run-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "choose another --run-dir" in capsys.readouterr().err
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_text("")
+    assert main(["eval", str(checkpoint), "--json", str(tmp_path / "missing" / "out.json")]) == 2
+    assert "give a file in an existing folder" in capsys.readouterr().err
+
+
+def test_unknown_command_and_usage(capsys) -> None:
+    assert main(["fly"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'fly': known commands are train, eval\n"
+    assert main(["--help"]) == 0
+    assert "python -m mtrl_vec train" in capsys.readouterr().out
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def start_training(run: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A long run in a process group of its own, some iterations in; and all of its processes."""
+    command = [
+        sys.executable,
+        "-m",
+        "mtrl_vec",
+        "train",
+        *SMALL,
+        "--num-workers",
+        "2",
+        "--run-dir",
+        str(run),
+        "--quiet",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = run / "metrics.csv"
+    deadline = time.monotonic() + 90
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.1)
+    return process, descendants(process.pid)
+
+
+def workers_of(pids: list[int]) -> list[int]:
+    """The simulators: spawned processes other than multiprocessing's resource tracker."""
+    return [p for p in pids if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path) -> None:
+    process, children = start_training(tmp_path / "run")
+    assert len(workers_of(children)) == 2
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    content = load_checkpoint(tmp_path / "run")
+    assert f"interrupted: {content['frames']:,} frames saved" in err
+    assert "Traceback" not in err
+    assert content["frames"] >= 3 * 192
+    assert not any(is_running(pid) for pid in children)
+    # metrics.csv and checkpoint tell of the same number of whole iterations, unless the row was about to be written.
+    rows = (tmp_path / "run" / "metrics.csv").read_text().count("\n") - 1
+    assert content["iteration"] - rows in (0, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_a_worker_that_dies_ends_the_run_after_saving(tmp_path) -> None:
+    process, children = start_training(tmp_path / "run")
+    victim = workers_of(children)[1]
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"error: simulation worker 1 (pid {victim}) died" in err
+    assert "Traceback" not in err
+    assert load_checkpoint(tmp_path / "run")["frames"] >= 3 * 192
+    assert not any(is_running(pid) for pid in children)

@@ -1,0 +1,103 @@
+"""The shared policy against a plain loop over tasks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_config
+from tensordict import TensorDict
+from torch.nn.functional import gelu, one_hot
+
+from mtrl_vec.policy import SharedPolicy, TaskHeads
+
+
+def loop_over_tasks(heads: TaskHeads, x: torch.Tensor, task_idx: torch.Tensor) -> torch.Tensor:
+    rows = []
+    for row, k in zip(x, task_idx.tolist(), strict=True):
+        hidden = gelu(row @ heads.weight1[k] + heads.bias1[k])
+        rows.append(hidden @ heads.weight2[k] + heads.bias2[k])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 10])
+def test_routing_equals_a_loop_over_tasks_in_outputs_and_gradients(num_tasks: int) -> None:
+    torch.manual_seed(0)
+    heads = TaskHeads(num_tasks, 7, 5, 4, 1.0)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(40, 7, requires_grad=True)
+    task_idx = torch.randint(num_tasks, (40,))
+    weight = torch.randn(40, 4)
+    variables = [x, *heads.parameters()]
+    routed, looped = heads(x, task_idx), loop_over_tasks(heads, x, task_idx)
+    torch.testing.assert_close(routed, looped)
+    ours = torch.autograd.grad((routed * weight).sum(), variables)
+    theirs = torch.autograd.grad((looped * weight).sum(), variables)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def batch(policy: SharedPolicy, *shape: int, task: int | None = None) -> TensorDict:
+    k = policy.num_tasks
+    task_idx = torch.randint(k, shape) if task is None else torch.full(shape, task)
+    return TensorDict(
+        {
+            "observation": torch.randn(*shape, 39),
+            "task_idx": task_idx,
+            "task_one_hot": one_hot(task_idx, k).float(),
+        },
+        shape,
+    )
+
+
+@pytest.mark.parametrize("shared_torso", [False, True])
+def test_gradients_reach_only_the_heads_of_tasks_in_the_batch(shared_torso: bool) -> None:
+    torch.manual_seed(0)
+    policy = SharedPolicy(tiny_config(shared_torso=shared_torso))
+    td = batch(policy, 20, task=1)
+    log_prob = policy.actor.get_dist(td).log_prob(torch.randn(20, 4))
+    (log_prob.sum() + policy.critic(td)["state_value"].sum()).backward()
+    per_task = {name: p for name, p in policy.named_parameters() if "heads" in name or "log_std" in name}
+    assert len(per_task) == 9
+    for name, parameter in per_task.items():
+        assert parameter.grad[1].abs().sum() > 0, name
+        assert parameter.grad[0].abs().sum() == 0 and parameter.grad[2].abs().sum() == 0, name
+    assert all(p.grad.abs().sum() > 0 for name, p in policy.named_parameters() if "torso" in name)
+
+
+def test_any_batch_shape_gives_the_rows_of_a_flat_batch() -> None:
+    torch.manual_seed(0)
+    policy = SharedPolicy(tiny_config())
+    td = batch(policy, 2, 6, 5)
+    with torch.no_grad():
+        nested = policy.critic(policy.actor(td.clone()))
+        flat = policy.critic(policy.actor(td.reshape(-1)))
+    for key in ("loc", "scale", "state_value"):
+        torch.testing.assert_close(nested[key].flatten(0, 2), flat[key])
+    assert nested["action"].shape == (2, 6, 5, 4)
+    assert nested["action_log_prob"].shape == (2, 6, 5)
+
+
+def test_the_log_probability_is_that_of_the_sampled_action() -> None:
+    torch.manual_seed(0)
+    policy = SharedPolicy(tiny_config(init_std=0.5))
+    td = policy.actor(batch(policy, 30))
+    expected = torch.distributions.Normal(td["loc"], torch.full((30, 4), 0.5)).log_prob(td["action"]).sum(-1)
+    torch.testing.assert_close(td["action_log_prob"], expected)
+    assert (td["action"] - td["loc"]).abs().min() > 0
+
+
+def test_compiles_into_one_graph() -> None:
+    policy = SharedPolicy(tiny_config())
+    td = batch(policy, 16)
+    network = policy.actor[0].module
+    inputs = td["observation"], td["task_one_hot"], td["task_idx"]
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(*inputs), network(*inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_fixed_std_is_not_trained() -> None:
+    policy = SharedPolicy(tiny_config(learn_std=False, init_std=0.7))
+    assert not policy.actor[0].module.log_std.requires_grad
+    torch.testing.assert_close(policy.action_std(), torch.full((3, 4), 0.7))

@@ -1,0 +1,196 @@
+"""Advantages and the update against hand arithmetic and plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_config
+from tensordict import TensorDict
+from torch.nn.functional import one_hot
+
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ppo import PPO, normalize_advantage
+
+
+def make_rollout(policy: SharedPolicy, envs: int, steps: int) -> TensorDict:
+    """Random data in the collector's layout, without a done."""
+    task_idx = (torch.arange(envs) % policy.num_tasks)[:, None].expand(envs, steps).contiguous()
+    td = TensorDict(
+        {
+            "observation": torch.randn(envs, steps, 39),
+            "task_idx": task_idx,
+            "task_one_hot": one_hot(task_idx, policy.num_tasks).float(),
+        },
+        (envs, steps),
+    )
+    false = torch.zeros(envs, steps, 1, dtype=torch.bool)
+    td["next"] = td.clone()
+    td["next", "observation"] = torch.randn(envs, steps, 39)
+    td["next"].update({"done": false, "terminated": false.clone(), "truncated": false.clone()})
+    td["next", "reward"] = torch.rand(envs, steps, 1)
+    with torch.no_grad():
+        policy.actor(td)
+    return td
+
+
+def test_gae_bootstraps_a_truncation_and_not_a_termination() -> None:
+    """Three steps each, gamma 0.5, lambda 0.5, worked out by hand; advantages before their normalisation."""
+    ppo = PPO(tiny_config(gamma=0.5, gae_lambda=0.5), SharedPolicy(tiny_config()))
+    column = lambda *rows: torch.tensor(rows)[..., None]  # noqa: E731
+    false = torch.zeros(3, 3, 1, dtype=torch.bool)
+    done, terminated = false.clone(), false.clone()
+    done[0, 1], done[1, 1], terminated[1, 1] = True, True, True  # truncated, terminated, neither
+    td = TensorDict(
+        {
+            "state_value": column([1.0, 2, 3], [1.0, 2, 3], [1.0, 2, 3]),
+            "next": {
+                # The true last observation of env 0 is worth 8, not the 3 of the observation after its reset.
+                "state_value": column([2.0, 8, 4], [2.0, 8, 4], [2.0, 3, 4]),
+                "reward": column([1.0, 1, 1], [1.0, 1, 1], [1.0, 1, 1]),
+                "done": done,
+                "terminated": terminated,
+            },
+        },
+        (3, 3),
+    )
+    ppo.gae(td)
+    # deltas: 1 + 0.5 * 2 - 1 = 1;  1 + 0.5 * 8 - 2 = 3 | 1 - 2 = -1 | 1 + 0.5 * 3 - 2 = 0.5;  1 + 0.5 * 4 - 3 = 0
+    expected = column([1 + 0.25 * 3, 3.0, 0.0], [1 + 0.25 * -1, -1.0, 0.0], [1 + 0.25 * 0.5, 0.5, 0.0])
+    torch.testing.assert_close(td["advantage"], expected)
+    torch.testing.assert_close(td["value_target"], expected + td["state_value"])
+
+
+def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
+    """The whole path: critic on root and next, per-task reward scale, GAE, per-task normalisation."""
+    torch.manual_seed(0)
+    config = tiny_config(num_envs=6, gamma=0.9, gae_lambda=0.8)
+    policy = SharedPolicy(config)
+    ppo = PPO(config, policy)
+    td = make_rollout(policy, 6, 16)
+    td["next", "reward"] *= torch.tensor([1.0, 10, 100]).repeat(2)[:, None, None]
+    td["next", "done"][:, 7] = td["next", "truncated"][:, 7] = True
+    reward = td["next", "reward"].clone()
+    ppo.add_advantages(td)
+    assert torch.equal(td["next", "reward"], reward)
+
+    with torch.no_grad():
+        value, next_value = policy.critic(td.clone())["state_value"], policy.critic(td["next"].clone())["state_value"]
+    scale = torch.rsqrt(ppo.reward_scale.var + 1e-8)
+    raw = torch.zeros(6, 16)
+    for env in range(6):
+        running = 0.0
+        for t in reversed(range(16)):
+            if t == 7:
+                running = 0.0
+            r = float(reward[env, t, 0] * scale[env % 3])
+            delta = r + 0.9 * float(next_value[env, t]) - float(value[env, t])
+            raw[env, t] = running = delta + 0.9 * 0.8 * running
+    torch.testing.assert_close(td["value_target"].squeeze(-1), raw + value.squeeze(-1), rtol=1e-4, atol=1e-5)
+    for k in range(3):
+        rows = raw[k::3]
+        expected = (rows - rows.mean()) / rows.std(correction=0)
+        torch.testing.assert_close(td["advantage"].squeeze(-1)[k::3], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_normalisation_over_everything_and_with_an_empty_group() -> None:
+    advantage = torch.tensor([[1.0], [3.0], [5.0], [7.0]])
+    one = normalize_advantage(advantage, torch.ones(4, 1))
+    torch.testing.assert_close(one, torch.tensor([[-3.0], [-1], [1], [3]]) / math.sqrt(5))
+    two = normalize_advantage(advantage, one_hot(torch.tensor([0, 0, 2, 2]), 3).float())
+    torch.testing.assert_close(two, torch.tensor([[-1.0], [1], [-1], [1]]))
+
+
+def test_the_loss_is_ppos() -> None:
+    """Clipped surrogate (Schulman et al. 2017, eq. 7) and squared critic error, written out."""
+    torch.manual_seed(0)
+    config = tiny_config(num_envs=6, clip_epsilon=0.1, critic_coeff=0.5, init_std=0.5)
+    policy = SharedPolicy(config)
+    ppo = PPO(config, policy)
+    td = make_rollout(policy, 6, 16)
+    ppo.add_advantages(td)
+    batch = td.reshape(-1)
+    batch["action_log_prob"] += torch.randn(96) * 0.3  # as if another policy had acted
+    total, metrics = ppo.minibatch_loss(batch)
+
+    loc, scale = policy.actor[0].module(batch["observation"], batch["task_one_hot"], batch["task_idx"])
+    log_prob = torch.distributions.Normal(loc, scale).log_prob(batch["action"]).sum(-1)
+    ratio = (log_prob - batch["action_log_prob"]).exp()
+    advantage = batch["advantage"].squeeze(-1)
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage).mean()
+    critic = ((policy.critic(batch)["state_value"] - batch["value_target"]) ** 2).mean()
+    torch.testing.assert_close(total, -surrogate + 0.5 * critic)
+    torch.testing.assert_close(metrics["clip_fraction"], ((ratio < 0.9) | (ratio > 1.1)).float().mean())
+    torch.testing.assert_close(metrics["approx_kl"], (batch["action_log_prob"] - log_prob).mean())
+
+
+def test_an_entropy_bonus_raises_the_std() -> None:
+    torch.manual_seed(0)
+    config = tiny_config(entropy_coeff=1.0, target_kl=None, lr=1e-2)
+    policy = SharedPolicy(config)
+    ppo = PPO(config, policy)
+    td = make_rollout(policy, 12, 16)
+    ppo.add_advantages(td)
+    td["advantage"].zero_()
+    ppo.update(td, 0.0)
+    assert (policy.action_std() > 1.01).all()
+
+
+def test_an_update_makes_good_actions_likelier() -> None:
+    torch.manual_seed(0)
+    config = tiny_config()
+    policy = SharedPolicy(config)
+    ppo = PPO(config, policy)
+    td = make_rollout(policy, 12, 16)
+    ppo.add_advantages(td)
+    td["advantage"] = torch.where(td["action"][..., :1] > 0, 1.0, -1.0)
+    before = td["loc"][..., 0].mean()
+    ppo.update(td, 0.0)
+    with torch.no_grad():
+        after = policy.actor(td)["loc"][..., 0].mean()
+    assert after > before + 0.001
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.02, 1.0), (0.08, 1 / 1.5), (0.0, 1.5), (0.0288, 1 / 1.2), (-0.001, 1.5)])
+def test_learning_rate_follows_the_kl(kl: float, factor: float) -> None:
+    ppo = PPO(tiny_config(lr=1e-3), SharedPolicy(tiny_config()))
+    ppo.adapt_lr(torch.tensor(kl), 0.02)
+    assert float(ppo.lr) == pytest.approx(1e-3 * factor, rel=1e-4)
+    assert ppo.optimizer.param_groups[0]["lr"] is ppo.lr
+
+
+def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
+    ppo = PPO(tiny_config(target_kl=0.02, final_kl_fraction=0.15), SharedPolicy(tiny_config()))
+    for _ in range(30):
+        ppo.adapt_lr(torch.tensor(10.0), 0.02)
+    assert float(ppo.lr) == pytest.approx(1e-5)
+    assert [ppo.kl_target(p) for p in (0.0, 0.375, 0.75, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
+
+
+def test_the_update_uses_every_frame_once_per_epoch() -> None:
+    torch.manual_seed(0)
+    config = tiny_config(num_epochs=3, num_minibatches=4)
+    ppo = PPO(config, SharedPolicy(config))
+    td = make_rollout(ppo.policy, 12, 16)
+    ppo.add_advantages(td)
+    seen: list[torch.Tensor] = []
+    original = ppo.minibatch_loss
+    ppo.minibatch_loss = lambda batch: (seen.append(batch["action"][:, 0]), original(batch))[1]
+    ppo.update(td, 0.0)
+    assert [len(s) for s in seen] == [48] * 12
+    everything = td["action"][..., 0].flatten().sort().values
+    for epoch in range(3):
+        assert torch.equal(torch.cat(seen[4 * epoch : 4 * epoch + 4]).sort().values, everything)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_update_runs_on_cuda_under_bf16() -> None:
+    config = tiny_config(device="cuda", compile="off")
+    policy = SharedPolicy(config).cuda()
+    ppo = PPO(config, policy)
+    td = make_rollout(policy.cpu(), 12, 16).cuda()
+    policy.cuda()
+    metrics = ppo.add_advantages(td) | ppo.update(td, 0.0)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}

@@ -1,0 +1,130 @@
+"""Training runs of seconds, with real workers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny_config
+from tensordict import TensorDict
+
+from mtrl_vec.checkpoint import load_checkpoint, load_policy
+from mtrl_vec.config import PRESETS, TrainConfig
+from mtrl_vec.metrics import EpisodeStatistics
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.trainer import Trainer
+
+
+def train(run_dir, **changes) -> Trainer:
+    trainer = Trainer(tiny_config(run_dir=run_dir, **changes))
+    trainer.train()
+    return trainer
+
+
+def read_metrics(run_dir) -> list[dict[str, float]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def comparable(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and not math.isnan(v)} for row in rows]
+
+
+@pytest.mark.parametrize("changes", [{}, {"shared_torso": True}], ids=["two torsos", "one torso"])
+def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None:
+    config = tiny_config(**changes)
+    torch.manual_seed(config.seed)
+    before = dict(SharedPolicy(config).named_parameters())
+    trainer = train(tmp_path / "run", **changes)
+    assert trainer.frames == 12 * 16
+    after = dict(trainer.policy.named_parameters())
+    assert before.keys() == after.keys()
+    for name, parameter in after.items():
+        assert not torch.equal(parameter, before[name]), name
+        assert torch.isfinite(parameter).all(), name
+
+
+def test_same_seed_same_numbers_twice_and_with_one_or_two_workers(tmp_path) -> None:
+    settings = {"total_frames": 3 * 12 * 16, "max_episode_steps": 20}
+    runs = {
+        "first": {"num_workers": 2, "seed": 1},
+        "again": {"num_workers": 2, "seed": 1},
+        "one worker": {"num_workers": 1, "seed": 1},
+        "other seed": {"num_workers": 2, "seed": 2},
+    }
+    policies = {n: train(tmp_path / n, **settings, **r).policy.state_dict() for n, r in runs.items()}
+    rows = {n: comparable(read_metrics(tmp_path / n)) for n in runs}
+    assert len(rows["first"]) == 3
+    assert rows["first"] == rows["again"] == rows["one worker"] != rows["other seed"]
+    for name, tensor in policies["first"].items():
+        assert torch.equal(tensor, policies["again"][name]), name
+        assert torch.equal(tensor, policies["one worker"][name]), name
+
+
+def test_a_run_leaves_config_metrics_events_and_a_checkpoint(tmp_path) -> None:
+    trainer = train(tmp_path / "run", tasks=("push",), total_frames=300, max_episode_steps=10, random_phase=False)
+    folder = tmp_path / "run"
+    assert TrainConfig.from_dict(json.loads((folder / "config.json").read_text())) == trainer.config
+    rows = read_metrics(folder)
+    assert [row["frames"] for row in rows] == [192, 384]
+    assert rows[-1]["train/push-v3/return"] > 0
+    assert rows[-1]["train/push-v3/success_rate"] == 0
+    assert any((folder / "tensorboard").iterdir())
+    policy, config = load_policy(folder)
+    assert config == trainer.config and policy.num_tasks == 1
+    for name, tensor in trainer.policy.state_dict().items():
+        assert torch.equal(tensor, policy.state_dict()[name])
+    assert load_checkpoint(folder)["frames"] == 384
+    assert torch.equal(load_checkpoint(folder)["reward_scale"]["var"], trainer.ppo.reward_scale.var)
+
+
+def test_the_tutorial_preset_trains(tmp_path) -> None:
+    small = {"num_envs": 12, "num_steps": 16, "num_minibatches": 2, "total_frames": 192, "quiet": True}
+    values = PRESETS["tutorial"].to_dict() | small | {"run_dir": str(tmp_path / "run"), "device": "cpu"}
+    config = TrainConfig.from_dict(values)
+    assert (config.torso, config.head, config.gae_lambda, config.max_grad_norm) == ((512, 512), 128, 0.95, 0.5)
+    assert PRESETS["tutorial"].minibatch_size == 512
+    trainer = Trainer(config)
+    trainer.train()
+    assert torch.equal(trainer.policy.action_std(), torch.ones(3, 4))
+    assert torch.equal(trainer.policy.observation_norm.mean, torch.zeros(39))
+
+
+def rollout(reward, success, done, task_idx) -> TensorDict:
+    column = lambda rows, dtype: torch.tensor(rows, dtype=dtype)[..., None]  # noqa: E731
+    shape = (len(reward), len(reward[0]))
+    done = column(done, torch.bool)
+    nxt = {"reward": column(reward, torch.float32), "success": column(success, torch.bool), "done": done}
+    nxt["unstable"] = torch.zeros_like(done)
+    index = torch.tensor(task_idx)[:, None].expand(shape)
+    return TensorDict({"task_idx": index, "next": TensorDict(nxt, shape)}, shape)
+
+
+def test_episode_statistics_by_hand() -> None:
+    """An episode runs over two rollouts; one that did not start at its first step does not count."""
+    first = rollout([[1, 2], [5, 5]], [[1, 0], [0, 0]], [[0, 0], [0, 1]], [0, 1])
+    second = rollout([[3, 4], [6, 6]], [[0, 0], [0, 1]], [[1, 0], [0, 1]], [0, 1])
+    whole, phased = (EpisodeStatistics(["a", "b"], 2, whole=w) for w in (True, False))
+    for statistics in (whole, phased):
+        statistics.update(first)
+        statistics.update(second)
+    assert whole.summary() == {
+        "train/a/success_rate": 1.0,
+        "train/a/return": 6.0,
+        "train/b/success_rate": 0.5,
+        "train/b/return": 11.0,
+    }
+    assert phased.summary()["train/b/return"] == 12.0
+    assert math.isnan(phased.summary()["train/a/return"])
+
+
+def test_unstable_episodes_are_counted_and_left_out() -> None:
+    td = rollout([[1, 1]], [[0, 1]], [[0, 1]], [0])
+    td["next", "unstable"][0, 1] = True
+    statistics = EpisodeStatistics(["a"], 1, whole=True)
+    statistics.update(td)
+    assert statistics.unstable_episodes == 1
+    assert math.isnan(statistics.summary()["train/a/return"])
