@@ -12,7 +12,7 @@ import gymnasium as gym
 import metaworld  # noqa: F401  (registers its environments with gymnasium)
 import numpy as np
 import torch
-from metaworld.evaluation import evaluation
+from metaworld.evaluation import Agent, evaluation
 from numpy.typing import NDArray
 
 from mtrl_vec.errors import InputError
@@ -22,7 +22,7 @@ NUM_GOALS = 50
 
 
 def make_official_envs(tasks: Sequence[str], seed: int) -> gym.vector.AsyncVectorEnv:
-    """Meta-World's vector environment: one environment per task, on the 50 goals that ``seed`` gives.
+    """Meta-World's vector environment: task ``k`` in environment ``k``, on its 50 goals of benchmark seed ``seed + k``.
 
     Two of its defaults would spoil the protocol. A seed of 0 counts as no seed, so it is refused here. And the default
     task selection draws goals with replacement; the pseudorandom one visits each once, but only if told to at resets.
@@ -68,12 +68,24 @@ def mean_action(policy: SharedPolicy, observation: NDArray, task_idx: torch.Tens
 
 
 def evaluate(policy: SharedPolicy, tasks: Sequence[str], seed: int) -> dict[str, float]:
-    """Run the official evaluation.
+    """Run the official evaluation of a policy.
 
     Args:
         policy: on the CPU.
         tasks: those it was trained on, in that order.
-        seed: of Meta-World's goals, 1 or more. The training never sees these goals as such, it draws fresh ones.
+        seed: of Meta-World's goals, 1 or more.
+
+    Returns:
+        See `run_protocol`.
+
+    Raises:
+        InputError: seed below 1.
+    """
+    return run_protocol(OfficialAgent(policy, len(tasks)), tasks, seed)
+
+
+def run_protocol(agent: Agent, tasks: Sequence[str], seed: int) -> dict[str, float]:
+    """``metaworld.evaluation`` of any agent on the 50 goals per task that ``seed`` gives.
 
     Returns:
         ``eval/<task>/success_rate`` and ``eval/<task>/return`` (mean over 50 episodes) and ``eval/mean_success_rate``.
@@ -83,9 +95,7 @@ def evaluate(policy: SharedPolicy, tasks: Sequence[str], seed: int) -> dict[str,
     """
     envs = make_official_envs(tasks, seed)
     try:
-        mean_success, _, successes, returns = evaluation(
-            OfficialAgent(policy, len(tasks)), envs, num_episodes=NUM_GOALS
-        )
+        mean_success, _, successes, returns = evaluation(agent, envs, num_episodes=NUM_GOALS)
     finally:
         envs.close()
     results: dict[str, float] = {}
