@@ -19,9 +19,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 from statistics import fmean, median
 from typing import Annotated
@@ -45,6 +44,7 @@ from baselines import (
     random_actions,
 )
 
+from mtrl_vec.envs import default_num_workers, deferred_interrupts, make_env
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
 
@@ -122,8 +122,6 @@ class ParallelSim(TorchRL):
     """This package's vectorised environment, as training uses it."""
 
     def __init__(self, num_workers: int, envs_per_worker: int) -> None:
-        from mtrl_vec.envs import make_env
-
         super().__init__(
             make_env(TASK_NAMES, num_workers=num_workers, envs_per_worker=envs_per_worker, seed=SEED, random_phase=True)
         )
@@ -146,17 +144,6 @@ def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], 
         "tutorial_loop": lambda: TutorialPPO(reset_every_step=True, num_threads=cores),
         "tutorial_fixed": lambda: TutorialPPO(reset_every_step=False, num_threads=cores),
     }
-
-
-@contextlib.contextmanager
-def sigint_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: it is for this process to end them. Here it waits until the exit."""
-    resource_tracker.ensure_running()  # which would unblock the signal if it started later
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def train_rate(iterations: int, timeout: float = 600) -> float:
@@ -249,7 +236,7 @@ def measure(
                 continue
             progress(f"starting {name}")
             try:
-                with sigint_blocked():
+                with deferred_interrupts():
                     running[name] = start()
                 torch.set_num_threads(1)  # TorchRL changes it
                 running[name].warm_up()
@@ -316,8 +303,6 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from mtrl_vec.envs import default_num_workers
-
     settings = {
         "num_workers": args.num_workers or default_num_workers(),
         "envs_per_worker": args.envs_per_worker,

@@ -2,7 +2,10 @@
 
 import sys
 
-from mtrl_vec.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from mtrl_vec.cli import main  # takes seconds, in which somebody may press Ctrl-C
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

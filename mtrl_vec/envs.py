@@ -6,11 +6,12 @@ Shapes: ``W`` workers, ``E`` environments per worker, ``K`` tasks.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,28 @@ class MetaWorldEnv(EnvBase):
             self.sim.seed(seed)
 
 
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach. One that is pressed meanwhile takes effect at the end of the block.
+
+    A terminal sends it to every process of the group, but when and how to stop is for the parent to decide.
+    """
+    received = threading.Event()
+    resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
+    main = threading.current_thread() is threading.main_thread()
+    # Another thread may take the signal in spite of the mask.
+    handler = signal.signal(signal.SIGINT, lambda *_: received.set()) if main else None
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if received.is_set():
+        raise KeyboardInterrupt
+
+
 class SimulatorPool(ParallelEnv):
     """`ParallelEnv` whose parent sleeps, instead of spinning on a core, while the workers simulate.
 
@@ -136,6 +159,10 @@ class SimulatorPool(ParallelEnv):
     POLL_SECONDS = 5e-5  # under 1 % of a step
     POLLS_PER_CHECK = 2_000  # look for dead workers about every 0.2 s
     SHUTDOWN_SECONDS = 10.0
+
+    def _start_workers(self) -> None:
+        with deferred_interrupts():
+            super()._start_workers()
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
@@ -174,14 +201,6 @@ class SimulatorPool(ParallelEnv):
             channel.close()
         del self._workers, self.parent_channels, self.shared_tensordicts, self.shared_tensordict_parent
         self._cuda_events = self._events = self.event = None
-
-
-def _make_worker(**kwargs: Any) -> MetaWorldEnv:
-    # Ctrl-C reaches the whole process group; when to stop is the parent's decision. (`ParallelEnv` calls this in the
-    # parent too, to read the specs.)
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return MetaWorldEnv(**kwargs)
 
 
 def default_num_workers() -> int:
@@ -239,7 +258,7 @@ def make_env(
     }
     return SimulatorPool(
         num_workers,
-        _make_worker,
+        MetaWorldEnv,
         create_env_kwargs=[shared | {"first_slot": w * envs_per_worker} for w in range(num_workers)],
         num_threads=torch.get_num_threads(),  # else TorchRL takes threads away from the learner
         num_sub_threads=1,

@@ -200,6 +200,23 @@ def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_ctrl_c_while_the_workers_start(tmp_path) -> None:
+    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--run-dir", str(tmp_path / "run"), "--quiet"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline().startswith("training")
+    while not (children := workers_of(descendants(process.pid))):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == f"interrupted: 0 frames saved in {tmp_path / 'run'}\n"
+    assert load_checkpoint(tmp_path / "run")["frames"] == 0
+    assert not any(is_running(pid) for pid in children)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_a_worker_that_dies_ends_the_run_after_saving(tmp_path) -> None:
     process, children = start_training(tmp_path / "run")
     victim = workers_of(children)[1]
