@@ -7,7 +7,7 @@ ARGS ?=
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run
 CHECKPOINT ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
 
-.PHONY: help install train eval test check bench clean
+.PHONY: help install train eval has-run test check bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -18,9 +18,11 @@ install: $(STAMP)  ## create .venv and install everything that training and test
 train: $(STAMP)  ## train one policy on reach, push and pick-place; results in runs/
 	$(BIN)/python -m mtrl_vec train $(ARGS)
 
-eval: $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...
-	@test -n "$(CHECKPOINT)" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
+eval: has-run $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...
 	$(BIN)/python -m mtrl_vec eval "$(CHECKPOINT)" $(ARGS)
+
+has-run:
+	@test -n "$(CHECKPOINT)" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -36,14 +38,18 @@ bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1): set PYTHON=python3.12, for example"; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+# pip is the last thing that venv puts there: without it, an earlier attempt was interrupted.
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: there is no $(PYTHON): set PYTHON=python3.12, for example"; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$("$(PYTHON)" --version 2>&1): set PYTHON=python3.12, for example"; \
+	  exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

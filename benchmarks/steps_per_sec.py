@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Annotated
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy and torch load; worker processes inherit it
@@ -44,6 +44,7 @@ from baselines import (
     random_actions,
 )
 
+from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import default_num_workers, deferred_interrupts, make_env
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
@@ -143,34 +144,52 @@ def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], 
         "gym_parallel_env": GymParallelEnv,
         "tutorial_loop": lambda: TutorialPPO(reset_every_step=True, num_threads=cores),
         "tutorial_fixed": lambda: TutorialPPO(reset_every_step=False, num_threads=cores),
+        "train": lambda: Train(iterations=5 if quick else 8, once=quick),
     }
 
 
-def train_rate(iterations: int, timeout: float = 600) -> float:
-    """Frames per second of `python -m mtrl_vec train`, from its second iteration to its last."""
-    from mtrl_vec.config import TrainConfig
+class Train(Contender):
+    """`python -m mtrl_vec train` with its defaults, learning included. Every slice is a run of its own.
 
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir, log = Path(folder, "run"), Path(folder, "log")
-        frames = iterations * TrainConfig().frames_per_batch
-        options = f"--run-dir {shlex.quote(str(run_dir))} --total-frames {frames} --quiet"
-        command = [sys.executable, "-m", "mtrl_vec", "train", *shlex.split(options)]
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            process.wait(timeout)
-        finally:
-            end_session(process)
-        if process.returncode:
-            last_line = log.read_text().rstrip().rpartition("\n")[2]
-            raise RuntimeError(f"train ended with exit code {process.returncode}: {last_line}")
-        with (run_dir / "metrics.csv").open() as file:
-            rows = [(float(row["frames"]), float(row["time/elapsed"])) for row in csv.DictReader(file)]
-    (first_frames, first), (last_frames, last) = rows[1], rows[-1]
-    return (last_frames - first_frames) / (last - first)
+    It counts from the end of the second iteration, and not the start-up; with ``once``, only the first slice is run.
+    """
+
+    TIMEOUT_SECONDS = 600
+
+    def __init__(self, iterations: int, once: bool) -> None:
+        self._iterations, self._once = iterations, once
+        self._measured: float | None = None
+
+    def warm_up(self) -> None:
+        pass  # each run has its own
+
+    def rate(self, seconds: float) -> float:
+        if self._measured is None or not self._once:
+            self._measured = self._run()
+        return self._measured
+
+    def _run(self) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            run_dir, log = Path(folder, "run"), Path(folder, "log")
+            frames = self._iterations * TrainConfig().frames_per_batch
+            command = [sys.executable, "-m", "mtrl_vec", "train", "--quiet"]
+            command += ["--run-dir", str(run_dir), "--total-frames", str(frames)]
+            environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+            with log.open("w") as output:
+                process = subprocess.Popen(
+                    command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            try:
+                process.wait(self.TIMEOUT_SECONDS)
+            finally:
+                end_session(process)
+            if process.returncode:
+                last_line = log.read_text().rstrip().rpartition("\n")[2]
+                raise RuntimeError(f"train ended with exit code {process.returncode}: {last_line}")
+            with (run_dir / "metrics.csv").open() as file:
+                rows = [(float(row["frames"]), float(row["time/elapsed"])) for row in csv.DictReader(file)]
+        (first_frames, first), (last_frames, last) = rows[1], rows[-1]
+        return (last_frames - first_frames) / (last - first)
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
@@ -217,20 +236,9 @@ def measure(
     wanted: Sequence[str], quick: bool, num_workers: int, envs_per_worker: int, rounds: int, seconds: float
 ) -> Report:
     """Start the contenders, let them take turns, and end them whatever happens."""
-    report, train = Report(), []
+    report = Report()
     running: dict[str, Contender] = {}
-
-    def run_train() -> None:
-        # It has its own start-up and wants all cores, so it is no part of the rounds: it runs before and after them.
-        progress("training")
-        try:
-            train.append(train_rate(iterations=4 if quick else 12))
-        except Exception as error:
-            report.failed("train", error)
-
     try:
-        if "train" in wanted:
-            run_train()
         for name, start in contenders(num_workers, envs_per_worker, quick).items():
             if name not in wanted:
                 continue
@@ -251,10 +259,6 @@ def measure(
                 except Exception as error:
                     report.failed(name, error)
                     discard(running.pop(name))
-        if train and not quick:
-            run_train()
-        if train and "train" not in report.missing:
-            report.rates["train"] = [fmean(train)] * rounds
         report.setup = {name: contender.setup for name, contender in running.items() if contender.setup}
         return report
     finally:

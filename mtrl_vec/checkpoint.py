@@ -4,7 +4,7 @@ loaded can execute code."""
 from __future__ import annotations
 
 import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     file = find_checkpoint(path)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file} is not a readable checkpoint ({reason[:120]})") from error
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can break the reader in any way
+        raise InputError(f"{file} is not a readable checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file} is not a checkpoint of this package (expected format {FORMAT!r})")
     return content
@@ -67,6 +67,10 @@ def load_policy(path: Path) -> tuple[SharedPolicy, TrainConfig]:
         config = TrainConfig.from_dict(content["config"])
         policy = SharedPolicy(config)
         policy.load_state_dict(content["policy"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} was written by another version ({str(error).splitlines()[0]})") from error
+    except Exception as error:
+        raise InputError(f"{path} does not fit this version ({_first_line(error)})") from error
     return policy.eval().requires_grad_(False), config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from mtrl_vec.checkpoint import find_checkpoint, load_policy
 from mtrl_vec.config import PRESETS, TrainConfig
-from mtrl_vec.errors import InputError, WorkerDied
+from mtrl_vec.errors import InputError, RunFailed
+
+if TYPE_CHECKING:
+    from mtrl_vec.trainer import Trainer
 
 USAGE = """usage: python -m mtrl_vec COMMAND [--help] ...
 
@@ -53,18 +57,26 @@ def train(arguments: Sequence[str]) -> int:
     )
     from mtrl_vec.trainer import Trainer
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send counts as Ctrl-C
     trainer = Trainer(config)
-    print(f"training {', '.join(config.tasks)} on {trainer.device}, {trainer.num_workers} workers: {trainer.run_dir}")
+    workers = f"{trainer.num_workers} simulator process{'es' if trainer.num_workers > 1 else ''}"
+    print(f"training {', '.join(config.tasks)} on {trainer.device}, {workers}: {trainer.run_dir}", flush=True)
     try:
         trainer.train()
     except KeyboardInterrupt:
-        print(f"interrupted: {trainer.frames:,} frames saved in {trainer.run_dir}", file=sys.stderr)
+        print(f"interrupted: {_saved(trainer)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except WorkerDied as error:
-        print(f"error: {error}; {trainer.frames:,} frames saved in {trainer.run_dir}", file=sys.stderr)
+    except RunFailed as error:
+        print(f"error: {error}; {_saved(trainer)}", file=sys.stderr)
         return 1
     print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
     return 0
+
+
+def _saved(trainer: Trainer) -> str:
+    if not trainer.frames:
+        return "there was nothing to save yet"
+    return f"{trainer.frames:,} frames saved in {trainer.run_dir}"
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -83,6 +95,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise InputError(f"--json {args.json}: give a file in an existing folder")
     policy, config = load_policy(args.checkpoint)
+    print(f"evaluating on {evaluation.NUM_GOALS} goals for each of {', '.join(config.tasks)}", flush=True)
     results = evaluation.evaluate(policy, config.tasks, args.seed)
     table = Table(title=f"{find_checkpoint(args.checkpoint)}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")
     for heading in ("task", "success", "return"):
@@ -93,7 +106,10 @@ def evaluate(arguments: Sequence[str]) -> int:
     table.add_row("mean", f"{results['eval/mean_success_rate']:.3f}", "", style="bold")
     Console().print(table)
     if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        try:
+            args.json.write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {args.json} ({error.strerror}): choose another --json") from error
     return 0
 
 

@@ -164,10 +164,25 @@ class SimulatorPool(ParallelEnv):
         with deferred_interrupts():
             super()._start_workers()
 
+    def _cleanup_failed_worker_startup(self) -> None:
+        workers = list(self._workers)
+        deadline = time.monotonic() + 2.0
+        while all(process.is_alive() for process in workers) and time.monotonic() < deadline:
+            time.sleep(0.01)  # it has closed its pipe and is about to end
+        dead = next((worker for worker, process in enumerate(workers) if not process.is_alive()), None)
+        self._terminate_and_join_workers(workers, timeout=2.0)
+        super()._cleanup_failed_worker_startup()
+        if dead is not None:
+            raise WorkerDied(f"simulation worker {dead} died with exit code {workers[dead].exitcode} while it started")
+
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
         self._check_alive(range(self.num_workers))
-        return super().step_and_maybe_reset(tensordict)
+        try:
+            return super().step_and_maybe_reset(tensordict)
+        except OSError:  # a worker's pipe broke just now
+            self._check_alive(range(self.num_workers))
+            raise
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
         flags = self._shm_done_flags
@@ -203,12 +218,17 @@ class SimulatorPool(ParallelEnv):
         self._cuda_events = self._events = self.event = None
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_num_workers() -> int:
     """One worker per core, but for one core left to the learner where there are more than two.
 
-    Measured on 2 cores: see benchmarks/results.
+    On 2 cores, two workers beat both one and three: see benchmarks/results/README.md.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     return cores if cores <= 2 else cores - 1
 
 

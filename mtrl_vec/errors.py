@@ -8,5 +8,13 @@ class InputError(Exception):
     """
 
 
-class WorkerDied(RuntimeError):
+class RunFailed(RuntimeError):
+    """A run that cannot go on. What it had learned by then is saved."""
+
+
+class WorkerDied(RunFailed):
     """A simulation worker ended on its own. The message names it."""
+
+
+class Diverged(RunFailed):
+    """The learner's numbers are no longer finite. The message names them."""

@@ -15,6 +15,7 @@ import torch
 from metaworld.evaluation import Agent, evaluation
 from numpy.typing import NDArray
 
+from mtrl_vec.config import MAX_SEED
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 
@@ -30,8 +31,8 @@ def make_official_envs(tasks: Sequence[str], seed: int) -> gym.vector.AsyncVecto
     Raises:
         InputError: seed below 1.
     """
-    if seed < 1:
-        raise InputError(f"seed is {seed}: Meta-World takes 0 for 'no seed', so give 1 or more")
+    if not 1 <= seed <= MAX_SEED - len(tasks):
+        raise InputError(f"seed is {seed}: Meta-World takes 0 for 'no seed', so give 1 or more, up to 32 bits")
     envs = gym.make_vec(
         "Meta-World/custom-mt-envs",
         vector_strategy="async",

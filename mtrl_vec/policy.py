@@ -45,7 +45,9 @@ class TaskHeads(nn.Module):
     def forward(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """features [B, in], task_idx [B] -> [B, out]."""
         hidden = nn.functional.gelu(routed_linear(features, self.weight1, self.bias1, task_idx))
-        return routed_linear(hidden, self.weight2, self.bias2, task_idx)
+        # In fp32 also under autocast: bf16 would round a value of 10 to the next 1/16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return routed_linear(hidden.float(), self.weight2, self.bias2, task_idx)
 
 
 def routed_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
@@ -78,17 +80,24 @@ class InputFeatures(nn.Module):
 
 
 class Actor(nn.Module):
-    """Mean and standard deviation of the actions; the latter is one parameter per task and action dimension."""
+    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit."""
+
+    std_limit: Tensor
 
     def __init__(self, features: InputFeatures, torso: nn.Module, heads: TaskHeads, log_std: nn.Parameter) -> None:
         super().__init__()
         self.features, self.torso, self.heads, self.log_std = features, torso, heads, log_std
+        self.register_buffer("std_limit", log_std.detach().exp().max())
+
+    def std(self) -> Tensor:
+        """Standard deviation per task and dimension, [K, A]."""
+        return torch.minimum(self.log_std.exp(), self.std_limit)
 
     def forward(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
         """[..., D], [..., K], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""
         rows = task_idx.flatten()
-        loc = self.heads(self.torso(self.features(observation, task_one_hot)), rows).float()
-        scale = self.log_std.exp().index_select(0, rows)
+        loc = self.heads(self.torso(self.features(observation, task_one_hot)), rows)
+        scale = self.std().index_select(0, rows)
         shape = (*task_idx.shape, ACTION_SIZE)
         return loc.view(shape), scale.view(shape)
 
@@ -102,7 +111,7 @@ class Critic(nn.Module):
 
     def forward(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> Tensor:
         """[..., D], [..., K], [...] -> [..., 1], float32 also under autocast."""
-        value = self.heads(self.torso(self.features(observation, task_one_hot)), task_idx.flatten()).float()
+        value = self.heads(self.torso(self.features(observation, task_one_hot)), task_idx.flatten())
         return value.view(*task_idx.shape, 1)
 
 
@@ -146,4 +155,8 @@ class SharedPolicy(nn.Module):
 
     def action_std(self) -> Tensor:
         """Standard deviation of the actions per task and dimension, [K, A]."""
-        return self.actor[0].module.log_std.detach().exp()
+        return self.actor[0].module.std().detach()
+
+    def limit_std(self, limit: float) -> None:
+        """Keep the standard deviations at or below a value from now on."""
+        self.actor[0].module.std_limit.fill_(limit)

@@ -55,6 +55,11 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
     return 1 - (target - value).var() / target.var().clamp(min=1e-8)
 
 
+def annealed(first: float, final: float, progress: float) -> float:
+    """From ``first`` to ``final``, linearly over the first three quarters of the run, then constant."""
+    return first + (final - first) * min(1.0, progress / 0.75)
+
+
 class PPO:
     """The learner: holds loss, optimiser and the annealed targets for one policy.
 
@@ -90,8 +95,12 @@ class PPO:
         self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True)
         # Minibatch order has a stream of its own, so that it does not depend on what else draws random numbers.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        compiled = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
-        self.minibatch_loss = torch.compile(self._minibatch_loss) if compiled else self._minibatch_loss
+        self.minibatch_loss = self._minibatch_loss
+        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
+            # In place: the collector acts with the same modules.
+            policy.actor[0].module.compile(fullgraph=True)
+            policy.critic.module.compile(fullgraph=True)
+            self.minibatch_loss = torch.compile(self._minibatch_loss, fullgraph=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 for forward and loss on CUDA; the CPU stays in fp32."""
@@ -115,6 +124,8 @@ class PPO:
             rollout["next", "reward"] = self.reward_scale(reward, one_hot)
         with self.autocast():
             self.policy.critic(rollout)
+            # Mostly the same observations one step later, but for truncations and the last step; the whole update
+            # costs 18 times this.
             self.policy.critic(rollout["next"])
             if self.device.type == "cuda":
                 # The rollout's log-probabilities come from another precision or kernel than the update's; taken as they
@@ -151,7 +162,8 @@ class PPO:
         mean["approx_kl"] = torch.stack([m["approx_kl"] for m in metrics[-cfg.num_minibatches :]]).mean()
         mean["lr"] = self.lr.clone()
         if cfg.target_kl is not None:
-            self.adapt_lr(mean["approx_kl"], self.kl_target(progress))
+            self.adapt_lr(mean["approx_kl"], annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
+        self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress))
         if cfg.normalize_observation:
             self.policy.observation_norm.update(rollout["observation"])
         return mean
@@ -172,18 +184,13 @@ class PPO:
         metrics = {
             "loss_policy": out["loss_objective"].detach(),
             "loss_critic": out["loss_critic"].detach(),
-            "approx_kl": out["kl_approx"],
+            # E[ratio - 1 - log ratio], a far less noisy estimate than E[-log ratio], and never negative
+            "approx_kl": out["mean_ratio"] - 1 + out["kl_approx"],
             "clip_fraction": out["clip_fraction"],
         }
         if self.config.entropy_coeff > 0:
             total = total + out["loss_entropy"]
         return total, metrics
-
-    def kl_target(self, progress: float) -> float:
-        """The KL divergence aimed for: annealed linearly over the first three quarters of the run, then constant."""
-        assert self.config.target_kl is not None
-        final = self.config.final_kl_fraction
-        return self.config.target_kl * max(final, 1 - (1 - final) * progress / 0.75)
 
     @torch.no_grad()
     def adapt_lr(self, approx_kl: Tensor, target: float) -> None:

@@ -65,6 +65,8 @@ class Step(NamedTuple):
 class SawyerSim:
     """``n`` slots, each a simulation of any of the tasks.
 
+    MuJoCo's warnings are switched off for the whole process: they are counted in `Step.unstable` instead.
+
     A slot's random stream is seeded by ``(seed, first_slot + row)``: what a slot sees does not depend on how slots are
     spread over processes.
 

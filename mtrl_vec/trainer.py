@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import math
 import shutil
 import time
 from datetime import datetime
@@ -16,7 +18,7 @@ from torchrl.collectors import Collector
 from mtrl_vec.checkpoint import CHECKPOINT_NAME, save_checkpoint
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import default_num_workers, make_env
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import Diverged, InputError
 from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog, Timer
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
@@ -40,27 +42,42 @@ def resolve_num_workers(config: TrainConfig) -> int:
     return max(w for w in range(1, default_num_workers() + 1) if envs_per_task % w == 0)
 
 
+RUN_FILES = {"config.json", "metrics.csv", "tensorboard", CHECKPOINT_NAME, Path(CHECKPOINT_NAME).stem + ".tmp"}
+
+
 def prepare_run_dir(config: TrainConfig) -> Path:
     """Create the folder of a run and write its configuration there.
 
     Raises:
-        InputError: there is a run (or anything else) already, and ``overwrite`` is off.
+        InputError: there is a run already and ``overwrite`` is off, or something that is not a run, or no way to write.
     """
     folder = config.run_dir
     if folder is None:
         folder = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not config.overwrite:
-            raise InputError(f"{folder} exists: choose another --run-dir, or replace it with --overwrite")
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is not the folder of a run: it is not replaced; choose another --run-dir")
-        shutil.rmtree(folder)
     try:
+        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if present and not config.overwrite:
+            raise InputError(f"{folder} exists: choose another --run-dir, or replace it with --overwrite")
+        foreign = [name for name in present if name not in RUN_FILES]
+        if present and (foreign or not _is_run(folder)):
+            what = f"it holds {foreign[0]}" if foreign else "its config.json is not a run's"
+            raise InputError(f"{folder} is not only the folder of a run ({what}): choose another --run-dir")
+        for name in present:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
     return folder
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.keys() == TrainConfig().to_dict().keys()
 
 
 class Trainer:
@@ -95,6 +112,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt: Ctrl-C.
             WorkerDied: a simulation worker ended on its own.
+            Diverged: a loss or a gradient is no longer finite.
         """
         cfg = self.config
         env = make_env(
@@ -106,12 +124,12 @@ class Trainer:
             max_episode_steps=cfg.max_episode_steps,
             random_phase=cfg.random_phase,
         )
-        collector = None
-        log, display = (
-            RunLog(self.run_dir),
-            ProgressDisplay(cfg.tasks, cfg.num_iterations * cfg.frames_per_batch, cfg.quiet),
-        )
-        try:
+        with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
+            closing.callback(env.close, raise_if_closed=False)
+            log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
+            total = cfg.num_iterations * cfg.frames_per_batch
+            display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
+            closing.callback(self._save)
             collector = Collector(
                 env,
                 self.policy.actor,
@@ -124,14 +142,12 @@ class Trainer:
                 auto_register_policy_transforms=False,
             )
             self._loop(collector, log, display)
-        finally:
+
+    def _save(self) -> None:
+        if self.frames:
             save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._last_whole)
-            display.close()
-            log.close()
-            if collector is not None:
-                collector.shutdown()
-            elif not env.is_closed:
-                env.close()
+        else:
+            shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
 
     def _loop(self, collector: Collector, log: RunLog, display: ProgressDisplay) -> None:
         cfg, timer = self.config, Timer()
@@ -146,6 +162,8 @@ class Trainer:
                 metrics = self.ppo.add_advantages(rollout)
                 metrics |= self.ppo.update(rollout, progress=self.iteration / cfg.num_iterations)
                 values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+            if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+                raise Diverged(f"training diverged in iteration {self.iteration + 1}: {', '.join(broken)} not finite")
             episodes.update(rollout)
             self.iteration += 1
             self._last_whole = self._state()
@@ -166,7 +184,7 @@ class Trainer:
             log.write(row)
             display.update(row)
             if now - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._last_whole)
+                self._save()
                 saved = now
 
     def _state(self) -> dict[str, Any]:

@@ -17,24 +17,8 @@ from mtrl_vec.checkpoint import load_checkpoint
 from mtrl_vec.cli import main
 from mtrl_vec.config import TrainConfig
 
-SMALL = [
-    f"--{name}" if not name[0].isdigit() else name
-    for name in (
-        "num-envs",
-        "12",
-        "num-steps",
-        "16",
-        "num-minibatches",
-        "2",
-        "num-epochs",
-        "2",
-        "torso",
-        "32",
-        "32",
-        "head",
-        "16",
-    )
-]
+SIZES = {"num-envs": 12, "num-steps": 16, "num-minibatches": 2, "num-epochs": 2, "head": 16}
+SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for name, value in SIZES.items())]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +30,13 @@ SMALL = [
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
         (["--num-envs", "100"], "num_envs is 100: it must be a multiple of 3"),
         (["--num-workers", "0"], "num_workers is 0: it must be positive"),
-        (["--num-workers", "5"], "num_envs is 192: it must be a multiple of 15"),
-        (["--num-minibatches", "7"], "num_minibatches is 7: it must divide the 12288 frames"),
+        (["--num-workers", "7"], "num_envs is 180: it must be a multiple of 21"),
+        (["--num-minibatches", "7"], "num_minibatches is 7: it must divide the 11520 frames"),
         (["--gamma", "1.5"], "gamma is 1.5: it must be between 0 and 1"),
         (["--lr", "0"], "lr is 0.0: it must be positive"),
+        (["--lr", "inf"], "lr is inf: it must be finite"),
+        (["--goals-seed", "-1"], "goals_seed is -1: it must be between 0 and 4294967295"),
+        (["--seed", "18446744073709551616"], "seed is 18446744073709551616: it must be between 0 and"),
         (["--preset", "best"], "unknown preset 'best': known presets are default, tutorial"),
     ],
 )
@@ -75,23 +62,28 @@ def test_an_existing_run_is_kept(capsys, tmp_path) -> None:
     assert main(["train", "--run-dir", str(run)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (run / "config.json").read_text() == "mine"
-    # Even --overwrite replaces only what is a run.
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("mine")
-    assert main(["train", "--run-dir", str(other), "--overwrite"]) == 2
-    assert "is not the folder of a run" in capsys.readouterr().err
-    assert (other / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "config.json"])
+def test_overwrite_replaces_nothing_but_runs(capsys, tmp_path, name) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TrainConfig().to_dict()))  # a run's, in the first case
+    (folder / name).write_text("{}")
+    assert main(["train", "--run-dir", str(folder), "--overwrite"]) == 2
+    err = capsys.readouterr().err
+    assert "is not only the folder of a run" in err and err.count("\n") == 1
+    assert (folder / name).read_text() == "{}"
 
 
 def test_overwrite_replaces_a_run(tmp_path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text("{}")
-    (run / "left-over").write_text("")
+    (run / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
+    (run / "checkpoint.pt").write_text("old")
     arguments = ["train", *SMALL, "--run-dir", str(run), "--overwrite", "--total-frames", "192", "--quiet"]
     assert main(arguments) == 0
-    assert not (run / "left-over").exists()
+    assert load_checkpoint(run)["frames"] == 192
     assert json.loads((run / "config.json").read_text())["total_frames"] == 192
 
 
@@ -103,13 +95,16 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
     other = tmp_path / "other.pt"
     torch.save({"format": "mtrl_vec checkpoint 1", "config": TrainConfig().to_dict(), "policy": {}}, other)
     torn.write_bytes(torn.read_bytes()[:2000])
+    odd = tmp_path / "odd.pt"
+    torch.save({"format": "mtrl_vec checkpoint 1", "config": None}, odd)
     for path, message in [
         (tmp_path / "missing.pt", "no checkpoint at"),
         (tmp_path, "no checkpoint at"),
         (garbage, "not a readable checkpoint"),
         (torn, "not a readable checkpoint"),
         (foreign, "not a checkpoint of this package"),
-        (other, "written by another version"),
+        (other, "does not fit this version"),
+        (odd, "does not fit this version"),
     ]:
         assert main(["eval", str(path)]) == 2, path
         err = capsys.readouterr().err
@@ -183,10 +178,12 @@ def workers_of(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
-def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None:
     process, children = start_training(tmp_path / "run")
     assert len(workers_of(children)) == 2
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group gets it
+    # A terminal sends Ctrl-C to every process of the group; a scheduler sends SIGTERM to the one it started.
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     content = load_checkpoint(tmp_path / "run")
@@ -211,8 +208,23 @@ def test_ctrl_c_while_the_workers_start(tmp_path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == f"interrupted: 0 frames saved in {tmp_path / 'run'}\n"
-    assert load_checkpoint(tmp_path / "run")["frames"] == 0
+    assert err == "interrupted: there was nothing to save yet\n"
+    assert not (tmp_path / "run").exists()
+    assert not any(is_running(pid) for pid in children)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+def test_a_worker_that_dies_while_it_starts(tmp_path) -> None:
+    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-workers", "2"]
+    command += ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("training")
+    while len(children := workers_of(descendants(process.pid))) < 2:
+        time.sleep(0.02)
+    os.kill(children[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: simulation worker 1") and err.endswith("there was nothing to save yet\n")
     assert not any(is_running(pid) for pid in children)
 
 

@@ -49,7 +49,7 @@ def test_partial_reset_keeps_the_others_and_next_holds_the_true_last_observation
 
 
 def rollout(env, steps: int) -> torch.Tensor:
-    """Observations, rewards and flags of seeded random actions, [steps, B, 43], with automatic resets."""
+    """Observations, rewards and flags of seeded random actions, [steps, B, 45], with automatic resets."""
     generator = torch.Generator().manual_seed(0)
     td, rows = env.reset(), []
     for _ in range(steps):

@@ -69,8 +69,7 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
 def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:
     torch.manual_seed(0)
     policy = SharedPolicy(tiny_config())
-    for heads in (policy.actor[0].module.heads,):
-        torch.nn.init.normal_(heads.weight2)
+    torch.nn.init.normal_(policy.actor[0].module.heads.weight2)
     observations = np.random.default_rng(0).normal(size=(3, 39))
     actions = evaluation.OfficialAgent(policy, 3).eval_action(observations)
     assert np.abs(actions).max() == 1.0

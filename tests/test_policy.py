@@ -101,3 +101,15 @@ def test_fixed_std_is_not_trained() -> None:
     policy = SharedPolicy(tiny_config(learn_std=False, init_std=0.7))
     assert not policy.actor[0].module.log_std.requires_grad
     torch.testing.assert_close(policy.action_std(), torch.full((3, 4), 0.7))
+
+
+def test_the_limit_of_the_std_holds_for_what_is_learned() -> None:
+    policy = SharedPolicy(tiny_config(init_std=0.5))
+    with torch.no_grad():
+        policy.actor[0].module.log_std[1, 2] = -3.0
+    policy.limit_std(0.3)
+    expected = torch.full((3, 4), 0.3)
+    expected[1, 2] = torch.tensor(-3.0).exp()
+    torch.testing.assert_close(policy.action_std(), expected)
+    td = policy.actor(batch(policy, 30))
+    torch.testing.assert_close(td["scale"], expected[td["task_idx"]])

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ppo import PPO, normalize_advantage
+from mtrl_vec.ppo import PPO, annealed, normalize_advantage
 
 
 def make_rollout(policy: SharedPolicy, envs: int, steps: int) -> TensorDict:
@@ -71,6 +71,8 @@ def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
     td = make_rollout(policy, 6, 16)
     td["next", "reward"] *= torch.tensor([1.0, 10, 100]).repeat(2)[:, None, None]
     td["next", "done"][:, 7] = td["next", "truncated"][:, 7] = True
+    # Meta-World never terminates, but others' environments may: no value beyond an ending.
+    td["next", "done"][4, 3] = td["next", "terminated"][4, 3] = True
     reward = td["next", "reward"].clone()
     ppo.add_advantages(td)
     assert torch.equal(td["next", "reward"], reward)
@@ -82,10 +84,11 @@ def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
     for env in range(6):
         running = 0.0
         for t in reversed(range(16)):
-            if t == 7:
+            terminated = (env, t) == (4, 3)
+            if t == 7 or terminated:
                 running = 0.0
             r = float(reward[env, t, 0] * scale[env % 3])
-            delta = r + 0.9 * float(next_value[env, t]) - float(value[env, t])
+            delta = r + 0.9 * float(next_value[env, t]) * (not terminated) - float(value[env, t])
             raw[env, t] = running = delta + 0.9 * 0.8 * running
     torch.testing.assert_close(td["value_target"].squeeze(-1), raw + value.squeeze(-1), rtol=1e-4, atol=1e-5)
     for k in range(3):
@@ -122,19 +125,38 @@ def test_the_loss_is_ppos() -> None:
     critic = ((policy.critic(batch)["state_value"] - batch["value_target"]) ** 2).mean()
     torch.testing.assert_close(total, -surrogate + 0.5 * critic)
     torch.testing.assert_close(metrics["clip_fraction"], ((ratio < 0.9) | (ratio > 1.1)).float().mean())
-    torch.testing.assert_close(metrics["approx_kl"], (batch["action_log_prob"] - log_prob).mean())
+
+
+def test_approx_kl_is_the_divergence_from_the_policy_that_acted() -> None:
+    torch.manual_seed(0)
+    config = tiny_config(num_envs=60, num_steps=200, init_std=0.5)
+    policy = SharedPolicy(config)
+    ppo = PPO(config, policy)
+    batch = make_rollout(policy, 60, 200).reshape(-1)
+    batch["advantage"] = batch["value_target"] = torch.zeros(12000, 1)
+    old = torch.distributions.Normal(batch["loc"], batch["scale"])
+    for scale in (0.03, 0.3):  # a small and a large change of the policy
+        with torch.no_grad():
+            torch.nn.init.normal_(policy.actor[0].module.heads.bias2, std=scale)
+        loc, std = policy.actor[0].module(batch["observation"], batch["task_one_hot"], batch["task_idx"])
+        expected = torch.distributions.kl_divergence(old, torch.distributions.Normal(loc, std)).sum(-1).mean()
+        _, metrics = ppo.minibatch_loss(batch)
+        assert float(metrics["approx_kl"]) == pytest.approx(float(expected.detach()), rel=0.1)
 
 
 def test_an_entropy_bonus_raises_the_std() -> None:
     torch.manual_seed(0)
     config = tiny_config(entropy_coeff=1.0, target_kl=None, lr=1e-2)
     policy = SharedPolicy(config)
+    policy.limit_std(10.0)
+    before = policy.action_std()
     ppo = PPO(config, policy)
     td = make_rollout(policy, 12, 16)
     ppo.add_advantages(td)
     td["advantage"].zero_()
     ppo.update(td, 0.0)
-    assert (policy.action_std() > 1.01).all()
+    policy.limit_std(10.0)  # the update has put the limit back
+    assert (policy.action_std() > before + 0.01).all()
 
 
 def test_an_update_makes_good_actions_likelier() -> None:
@@ -165,7 +187,7 @@ def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
     for _ in range(30):
         ppo.adapt_lr(torch.tensor(10.0), 0.02)
     assert float(ppo.lr) == pytest.approx(1e-5)
-    assert [ppo.kl_target(p) for p in (0.0, 0.375, 0.75, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
+    assert [annealed(0.02, 0.003, p) for p in (0.0, 0.375, 0.75, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
 
 
 def test_the_update_uses_every_frame_once_per_epoch() -> None:

@@ -6,16 +6,23 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
 from tensordict import TensorDict
+from torchrl.collectors import Collector
 
+from mtrl_vec import envs
 from mtrl_vec.checkpoint import load_checkpoint, load_policy
 from mtrl_vec.config import PRESETS, TrainConfig
+from mtrl_vec.envs import make_env
+from mtrl_vec.errors import Diverged
 from mtrl_vec.metrics import EpisodeStatistics
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.trainer import Trainer
+from mtrl_vec.sim import SawyerSim
+from mtrl_vec.tasks import TASKS
+from mtrl_vec.trainer import Trainer, resolve_num_workers
 
 
 def train(run_dir, **changes) -> Trainer:
@@ -33,7 +40,18 @@ def comparable(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/") and not math.isnan(v)} for row in rows]
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared_torso": True}], ids=["two torsos", "one torso"])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="two torsos"),
+        pytest.param({"shared_torso": True}, id="one torso"),
+        pytest.param({"device": "cuda", "compile": "off"}, id="cuda", marks=needs_cuda),
+        pytest.param({"device": "cuda", "compile": "on"}, id="cuda, compiled", marks=needs_cuda),
+    ],
+)
 def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None:
     config = tiny_config(**changes)
     torch.manual_seed(config.seed)
@@ -43,8 +61,66 @@ def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None
     after = dict(trainer.policy.named_parameters())
     assert before.keys() == after.keys()
     for name, parameter in after.items():
-        assert not torch.equal(parameter, before[name]), name
+        assert not torch.equal(parameter.cpu(), before[name]), name
         assert torch.isfinite(parameter).all(), name
+    loaded, _ = load_policy(tmp_path / "run")
+    assert loaded.action_std().device.type == "cpu"
+
+
+def test_a_diverged_run_stops_and_keeps_what_it_had(tmp_path) -> None:
+    trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=5 * 192))
+    update, calls = trainer.ppo.update, []
+
+    def break_in_the_third_iteration(rollout, progress):
+        calls.append(1)
+        if len(calls) == 3:
+            rollout["advantage"][0, 0] = math.nan
+        return update(rollout, progress)
+
+    trainer.ppo.update = break_in_the_third_iteration
+    with pytest.raises(Diverged, match=r"iteration 3.*loss_policy"):
+        trainer.train()
+    content = load_checkpoint(tmp_path / "run")
+    assert content["iteration"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in content["policy"].values())
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 3), (6, 5), (8, 6), (12, 10), (16, 15)])
+def test_default_workers_use_the_cores(cores, workers, monkeypatch) -> None:
+    monkeypatch.setattr(envs, "available_cores", lambda: cores)
+    assert resolve_num_workers(TrainConfig()) == workers
+
+
+def test_collected_data_equal_a_lone_simulator_fed_the_same_actions() -> None:
+    """The collector, workers and shared buffers against `SawyerSim`: root, next, and the log-probabilities."""
+    torch.manual_seed(0)
+    policy = SharedPolicy(tiny_config())
+    options = {"seed": 3, "max_episode_steps": 20, "random_phase": True}
+    env = make_env(num_workers=2, envs_per_worker=6, **options)
+    collector = Collector(
+        env, policy.actor, frames_per_batch=12 * 16, track_traj_ids=False, auto_register_policy_transforms=False
+    )
+    sim = SawyerSim(TASKS, np.arange(12) % 3, **options)
+    observation, truncations = sim.reset(), 0
+    try:
+        for _, rollout in zip(range(3), collector, strict=False):
+            td = rollout.flatten(0, 1)
+            torch.testing.assert_close(
+                policy.actor.get_dist(td).log_prob(td["action"]), td["action_log_prob"], rtol=1e-5, atol=1e-5
+            )
+            for t in range(16):
+                root, nxt = td[:, t], td[:, t]["next"]
+                np.testing.assert_array_equal(root["observation"], observation.astype(np.float32))
+                np.testing.assert_array_equal(root["task_idx"], sim.task_idx)
+                step = sim.step(root["action"].numpy())
+                np.testing.assert_array_equal(nxt["observation"], step.observation.astype(np.float32))
+                np.testing.assert_array_equal(nxt["reward"].squeeze(-1), step.reward.astype(np.float32))
+                np.testing.assert_array_equal(nxt["truncated"].squeeze(-1), step.truncated)
+                observation = sim.reset(step.truncated)
+                truncations += int(step.truncated.sum())
+    finally:
+        collector.shutdown()
+    assert truncations > 12
 
 
 def test_same_seed_same_numbers_twice_and_with_one_or_two_workers(tmp_path) -> None:
