@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -43,9 +41,10 @@ from baselines import (
     TutorialPPO,
     random_actions,
 )
+from machine import machine, progress, versions
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.envs import default_num_workers, deferred_interrupts, make_env
+from mtrl_vec.envs import available_cores, default_num_workers, deferred_interrupts, make_env
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
 
@@ -64,7 +63,6 @@ NAMES = (
     *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_parallel_env", "gym_async"),
     *("envpool_1thread", "envpool_parallel", "tutorial_loop", "tutorial_fixed", "train"),
 )
-PACKAGES = ("torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class ParallelSim(TorchRL):
 
 def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], Contender]]:
     """How to start each of them, in the order in which they take turns."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     widths = EnvPool.WIDTHS[-1:] if quick else EnvPool.WIDTHS  # trying them takes time, and the last is mostly the best
     return {
         # First, because Gymnasium forks, and a fork keeps the pipes of whatever was started before it.
@@ -277,28 +275,6 @@ def discard(contender: Contender | None) -> None:
             contender.close()
 
 
-def machine() -> dict[str, str | int | None]:
-    """Where the numbers come from."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
 def main() -> int:
     """Returns the exit code: 0 whether or not the targets are met, 2 for bad input, 130 after Ctrl-C."""
     args = tyro.cli(Args)
@@ -343,10 +319,6 @@ def main() -> int:
         details = {"setup": report.setup, "not_measured": report.missing, "targets": targets, "rounds": report.rates}
         args.json.write_text(json.dumps(values | about | about["command"] | details, indent=2) + "\n")
     return 0
-
-
-def progress(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
