@@ -57,8 +57,8 @@ class TrainConfig:
     init_std: float = 1.0
     """Initial standard deviation of the actions, in units of the action range's half width."""
     final_std: float = 0.3
-    """Limit of the standard deviation at the end; it falls linearly from init_std over the first three quarters of the
-    run. It is the mean action that gets evaluated, and it must not come to rely on the noise."""
+    """Limit of the standard deviation at the end; it falls linearly from init_std between 40 and 90 % of the run. It is
+    the mean action that gets evaluated, and it must not come to rely on the noise."""
     learn_std: bool = True
     """Learn the standard deviation, one per task and action dimension; otherwise it stays at its limit."""
 
@@ -72,8 +72,8 @@ class TrainConfig:
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
     target_kl: float | None = 0.02
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
-    final_kl_fraction: float = 0.15
-    """Fraction of target_kl that is left at the end; annealed linearly over the first three quarters of the run."""
+    final_kl_fraction: float = 0.5
+    """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
     gamma: float = 0.99
     """Discount per environment step."""
     gae_lambda: float = 0.97

@@ -34,6 +34,7 @@ LEARNING_KEYS = (
 
 LR_BOUNDS = (1e-5, 3e-3)
 MAX_LR_CHANGE = 1.5  # factor per iteration
+STD_LIMIT_START = 0.4  # progress at which the limit begins to fall: what is not found by then needs no more noise
 
 
 def normalize_advantage(advantage: Tensor, groups: Tensor) -> Tensor:
@@ -55,9 +56,9 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
     return 1 - (target - value).var() / target.var().clamp(min=1e-8)
 
 
-def annealed(first: float, final: float, progress: float) -> float:
-    """From ``first`` to ``final``, linearly over the first three quarters of the run, then constant."""
-    return first + (final - first) * min(1.0, progress / 0.75)
+def annealed(first: float, final: float, progress: float, start: float = 0.0, end: float = 0.9) -> float:
+    """From ``first`` to ``final``, linearly between two points of the run's progress, constant before and after."""
+    return first + (final - first) * min(1.0, max(0.0, progress - start) / (end - start))
 
 
 class PPO:
@@ -163,7 +164,7 @@ class PPO:
         mean["lr"] = self.lr.clone()
         if cfg.target_kl is not None:
             self.adapt_lr(mean["approx_kl"], annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
-        self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress))
+        self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress, start=STD_LIMIT_START))
         if cfg.normalize_observation:
             self.policy.observation_norm.update(rollout["observation"])
         return mean

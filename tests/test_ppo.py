@@ -187,7 +187,8 @@ def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
     for _ in range(30):
         ppo.adapt_lr(torch.tensor(10.0), 0.02)
     assert float(ppo.lr) == pytest.approx(1e-5)
-    assert [annealed(0.02, 0.003, p) for p in (0.0, 0.375, 0.75, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
+    assert [annealed(0.02, 0.003, p) for p in (0.0, 0.45, 0.9, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
+    assert [annealed(1, 0.3, p, 0.4) for p in (0.0, 0.4, 0.65, 0.9, 1.0)] == pytest.approx([1, 1, 0.65, 0.3, 0.3])
 
 
 def test_the_update_uses_every_frame_once_per_epoch() -> None:
