@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def _is_run(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and values.keys() == TrainConfig().to_dict().keys()
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keep torch to one thread. While the workers simulate, a second one costs them more than it gives the policy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Trainer:
@@ -156,7 +168,7 @@ class Trainer:
         start = saved = time.perf_counter()
         while self.iteration < cfg.num_iterations:
             before = time.perf_counter()
-            with timer("collect"):
+            with timer("collect"), single_threaded():
                 rollout = next(rollouts).flatten(0, 1)  # [W, E, T] -> [B, T]
             with timer("update"):
                 metrics = self.ppo.add_advantages(rollout)
