@@ -34,7 +34,7 @@ LEARNING_KEYS = (
 
 LR_BOUNDS = (1e-5, 3e-3)
 MAX_LR_CHANGE = 1.5  # factor per iteration
-STD_LIMIT_START = 0.4  # progress at which the limit begins to fall: what is not found by then needs no more noise
+STD_LIMIT_START = 0.4  # progress at which the limit begins to fall: until then the noise is for exploring
 
 
 def normalize_advantage(advantage: Tensor, groups: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ class PPO:
             rollout["next", "reward"] = self.reward_scale(reward, one_hot)
         with self.autocast():
             self.policy.critic(rollout)
-            # Mostly the same observations one step later, but for truncations and the last step; the whole update
-            # costs 18 times this.
+            # Mostly the same observations one step later, but for truncations and the last step. The epochs that follow
+            # cost many times this.
             self.policy.critic(rollout["next"])
             if self.device.type == "cuda":
                 # The rollout's log-probabilities come from another precision or kernel than the update's; taken as they
