@@ -1,17 +1,23 @@
-"""How fast and how well the default training learns: one run per seed, evaluated under Meta-World's official protocol.
+"""How fast and how well training learns: the default settings on several seeds, and what each choice contributes.
 
-Seeds that are in the results already are skipped, so that a study can be continued. Everything lands in
-``benchmarks/learning/``: the metrics of each run, ``results.csv`` with a row per seed, and a picture.
+A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. A cell that has its
+row in the results is skipped, and one that was trained but not evaluated is only evaluated, so that a study can be
+interrupted and continued. Everything lands in ``benchmarks/learning/``: the metrics of each run as ``<cell>.csv``,
+``results.csv`` with a row per cell, written as each ends, and a picture.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,72 +32,128 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent / "learning"
+RESULTS = FOLDER / "results.csv"
+RUNS = Path("runs") / "learning"
 TASK_NAMES = tuple(task.name for task in TASKS)
 THRESHOLDS = (0.9, 0.98)
+
+ABLATION_FRAMES = 2_000_000
+ABLATION = {
+    "full": "",
+    "no-reward-scale": "--no-normalize-reward",
+    "no-per-task-advantage": "--no-per-task-advantage",
+    "no-random-phase": "--no-random-phase",
+    "constant-lr": "--target-kl None",
+    "shared-torso": "--shared-torso",
+    "absolute-inputs": "--no-relative-inputs",
+    "tutorial": "--preset tutorial",
+    **{f"{name}-alone": f"--tasks {name}" for name in TASK_NAMES},
+}
+"""What is changed in each cell of the ablation."""
+
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Args:
-    """Train with the defaults for each seed, evaluate, and draw the learning curves."""
+    """Train with the defaults for each seed, evaluate, and draw the learning curves.
+
+    Example: python benchmarks/learning.py --seeds 1 2 3
+    """
 
     seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals a task each."""
-    plot_only: bool = False
-    """Only draw the picture of what has been measured."""
+    ablation: bool = False
+    """Also leave out one choice at a time: 2M frames and seed 1 each, after the seeds."""
+    jobs: int = 1
+    """Cells to run side by side, each with its share of the cores. Faster in all, but minutes then compare only with
+    those of cells that ran the same way."""
+    report_only: bool = False
+    """Measure nothing: print the tables and draw the picture of what there is."""
 
 
-def run(*arguments: str) -> None:
+def cells(args: Args) -> dict[str, list[str]]:
+    """The training flags of every cell, by its name."""
+    study = {f"seed{seed}": ["--seed", str(seed)] for seed in args.seeds}
+    if args.ablation:
+        common = ["--seed", "1", "--total-frames", str(ABLATION_FRAMES)]
+        study |= {name: common + shlex.split(flags) for name, flags in ABLATION.items()}
+    return study
+
+
+def run(*arguments: str, threads: int | None) -> None:
     command = [sys.executable, "-m", "mtrl_vec", *arguments]
     progress(shlex.join(["python", *command[1:]]))
-    subprocess.run(command, check=True)
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, env=os.environ | limit)
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
     """The columns of a ``metrics.csv``."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
 
 
-def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -> tuple[float | None, float | None]:
-    """Frames and minutes until the success rate of the last 50 training episodes first reached a threshold."""
+def is_trained(run_dir: Path, flags: Sequence[str]) -> bool:
+    """Whether a run with these flags has come to its end."""
+    try:
+        config = json.loads((run_dir / "config.json").read_text())
+        command = (run_dir / "command.txt").read_text()
+        frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
+    except (OSError, KeyError):
+        return False
+    return command == shlex.join(flags) and frames >= config["total_frames"]
+
+
+def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -> tuple[float, float]:
+    """Frames and minutes until the success rate of the last 50 training episodes first reached a threshold, or NaN."""
     reached = np.flatnonzero(metrics[f"train/{task}/success_rate"] >= threshold)
     if not len(reached):
-        return None, None
-    return metrics["frames"][reached[0]], round(metrics["time/elapsed"][reached[0]] / 60, 1)
+        return math.nan, math.nan
+    return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 1)
 
 
-def study(seed: int, eval_seeds: tuple[int, ...]) -> dict[str, object]:
-    """Train and evaluate one seed. Returns its row of ``results.csv``."""
-    run_dir = Path("runs") / "learning" / f"seed{seed}"
-    train = ["train", "--seed", str(seed), "--run-dir", str(run_dir)]
-    run(*train, *(["--overwrite"] if run_dir.exists() else []))
+def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int], threads: int | None = None) -> Row:
+    """Train and evaluate one cell, on so many cores. Returns its row of ``results.csv``."""
+    run_dir = RUNS / name
+    if threads is not None:
+        flags = [*flags, "--num-workers", str(threads), "--quiet"]
+    if not is_trained(run_dir, flags):
+        if run_dir.exists():
+            shutil.rmtree(run_dir)
+        run("train", *flags, "--run-dir", str(run_dir), threads=threads)
+        (run_dir / "command.txt").write_text(shlex.join(flags))
     scores: list[dict[str, float]] = []
     for eval_seed in eval_seeds:
-        out = run_dir.parent / f"seed{seed}-eval{eval_seed}.json"
-        run("eval", str(run_dir), "--seed", str(eval_seed), "--json", str(out))
+        out = RUNS / f"{name}-eval{eval_seed}.json"
+        run("eval", str(run_dir), "--seed", str(eval_seed), "--json", str(out), threads=threads)
         scores.append(json.loads(out.read_text()))
-    shutil.copy(run_dir / "metrics.csv", FOLDER / f"seed{seed}.csv")
+    shutil.copy(run_dir / "metrics.csv", FOLDER / f"{name}.csv")
 
     metrics = read_metrics(run_dir / "metrics.csv")
-    row: dict[str, object] = {"seed": seed, "frames": int(metrics["frames"][-1])}
+    row: Row = {"cell": name, "frames": int(metrics["frames"][-1])}
     row["minutes"] = round(metrics["time/elapsed"][-1] / 60, 1)
-    for name in scores[0]:
-        row[name] = round(float(np.mean([score[name] for score in scores])), 4)
+    row["evaluation_share"] = round(metrics["time/evaluate"][-1] / metrics["time/elapsed"][-1], 4)
     for task in TASK_NAMES:
+        success = f"eval/{task}/success_rate"
+        row[success] = round(float(np.mean([score[success] for score in scores])), 4) if success in scores[0] else ""
         for threshold in THRESHOLDS:
-            frames, minutes = first_reached(metrics, task, threshold)
-            row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"] = frames, minutes
+            reached = first_reached(metrics, task, threshold) if success in scores[0] else ("", "")
+            row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"] = reached
+    mean = "eval/mean_success_rate"
+    row[mean] = round(float(np.mean([score[mean] for score in scores])), 4)
+    row["evaluated"], row["evaluated_frames"] = scores[0]["checkpoint"], scores[0]["frames"]
     row["eval_seeds"] = " ".join(map(str, eval_seeds))
-    row["command"] = shlex.join(["python", "-m", "mtrl_vec", *train])
+    row["command"] = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
     return row | machine() | versions()
 
 
-def draw(seeds: list[int]) -> None:
+def draw(names: Sequence[str]) -> None:
     """Success and return per task over frames and over wall-clock: a thin line per seed, their mean in bold."""
-    runs = [read_metrics(FOLDER / f"seed{seed}.csv") for seed in seeds]
+    runs = [read_metrics(FOLDER / f"{name}.csv") for name in names]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharey="row", layout="constrained")
     colors = dict(zip(TASK_NAMES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
     clocks = (("frames", 1e6, "million frames"), ("time/elapsed", 60, "minutes"))
@@ -109,39 +171,68 @@ def draw(seeds: list[int]) -> None:
     axes[0, 0].set_ylabel("success rate, last 50 episodes")
     axes[1, 0].set_ylabel("return")
     axes[0, 0].legend()
-    figure.suptitle(
-        f"Training with exploration noise, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    )
+    figure.suptitle(f"Training with exploration noise: {', '.join(names)}")
     figure.savefig(FOLDER / "learning.png", dpi=110)
     plt.close(figure)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """A table of cells in Markdown: success per task, then what it took to reach it."""
+    short = [name.removesuffix("-v3") for name in TASK_NAMES]
+    head = ["cell", *short, "mean", "frames", "minutes"]
+    head += [f"{task} to {threshold:.0%}" for task in short for threshold in THRESHOLDS]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        line = [str(row["cell"])]
+        line += [_number(row[f"eval/{task}/success_rate"], "{:.3f}") for task in TASK_NAMES]
+        line += [_number(row["eval/mean_success_rate"], "{:.3f}")]
+        line += [f"{float(str(row['frames'])) / 1e6:.1f}M", _number(row["minutes"], "{:.1f}")]
+        for task in TASK_NAMES:
+            for threshold in THRESHOLDS:
+                frames, minutes = row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"]
+                if frames != "" and math.isnan(float(str(frames))):
+                    line.append("never")
+                else:
+                    scaled = "" if frames == "" else float(str(frames)) / 1e6
+                    line.append(f"{_number(scaled, '{:.2f}M')} {_number(minutes, '({:.1f} min)')}".strip())
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: object, form: str) -> str:
+    return "" if value == "" else form.format(float(str(value)))
 
 
 def main() -> int:
     args = tyro.cli(Args)
     FOLDER.mkdir(exist_ok=True)
-    results = FOLDER / "results.csv"
-    rows: list[dict[str, object]] = []
-    if results.exists():
-        with results.open() as file:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    if RESULTS.exists():
+        with RESULTS.open() as file:
             rows = list(csv.DictReader(file))
-    done = {int(str(row["seed"])) for row in rows}
-    for seed in () if args.plot_only else args.seeds:
-        if seed in done:
-            progress(f"seed {seed} is in {results} already")
-            continue
-        rows.append(study(seed, args.eval_seeds))
-        with results.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
-            writer.writeheader()
-            writer.writerows(rows)
-        done.add(seed)
-    if not done:
-        print("error: nothing has been measured yet: run without --plot-only", file=sys.stderr)
+    done = {row["cell"] for row in rows}
+    threads = None if args.jobs == 1 else max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            todo = {name: flags for name, flags in cells(args).items() if name not in done and not args.report_only}
+            ends = [pool.submit(measure, name, flags, args.eval_seeds, threads) for name, flags in todo.items()]
+            for end in as_completed(ends):
+                rows.append(end.result())
+                with RESULTS.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        except BaseException:  # a cell failed, or Ctrl-C: do not start the others
+            pool.shutdown(cancel_futures=True)
+            raise
+    if not rows:
+        print("error: nothing has been measured yet: run without --report-only", file=sys.stderr)
         return 2
-    draw(sorted(done))
-    for row in rows:
-        print(f"seed {row['seed']}: {row['frames']} frames, {row['minutes']} minutes", end="")
-        print("".join(f", {task} {float(str(row[f'eval/{task}/success_rate'])):.3f}" for task in TASK_NAMES))
+    seeds = [row for row in rows if str(row["cell"]).startswith("seed")]
+    if seeds:
+        draw([str(row["cell"]) for row in seeds])
+    print(report(rows))
     return 0
 
 

@@ -16,6 +16,11 @@ from mtrl_vec.policy import SharedPolicy
 
 FORMAT = "mtrl_vec checkpoint 1"
 CHECKPOINT_NAME = "checkpoint.pt"
+"""The latest state of a run, optimiser included."""
+BEST_NAME = "best.pt"
+"""The policy of a run that did best in the evaluations while training, and nothing else."""
+PRETRAINED = "pretrained"
+"""Names the policy that comes with the package."""
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -29,18 +34,28 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint file given by itself or by the folder of its run. Raises InputError when there is none."""
-    file = path / CHECKPOINT_NAME if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"no checkpoint at {file}: give a checkpoint file or the folder of a run")
-    return file
+    """The checkpoint file that a path means. Raises InputError when there is none.
+
+    Args:
+        path: the file itself; the folder of a run, for its best policy, or the latest where it has none yet; or
+            ``pretrained``, for the policy that comes with the package.
+    """
+    if path == Path(PRETRAINED) and not path.exists():
+        return Path(__file__).parent / f"{PRETRAINED}.pt"
+    candidates = [path / BEST_NAME, path / CHECKPOINT_NAME] if path.is_dir() else [path]
+    for file in candidates:
+        if file.is_file():
+            return file
+    raise InputError(
+        f"no checkpoint at {candidates[-1]}: give a checkpoint file, the folder of a run, or {PRETRAINED!r}"
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, onto the CPU.
 
     Args:
-        path: the file, or the folder of its run.
+        path: see `find_checkpoint`.
 
     Raises:
         InputError: no file there, unreadable, or not a checkpoint of this package.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mtrl_vec.checkpoint import find_checkpoint, load_policy
+from mtrl_vec.checkpoint import find_checkpoint, load_checkpoint, load_policy
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.errors import InputError, RunFailed
 
@@ -36,7 +36,7 @@ class EvalArgs:
     """Evaluate a trained policy under Meta-World's official protocol: 50 goals per task, mean action."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Checkpoint file, or the folder of its run."""
+    """Checkpoint file; or the folder of a run, for its best policy; or 'pretrained', for the one that comes along."""
     seed: int = 100
     """Seed of Meta-World's goals, 1 or more."""
     json: Path | None = None
@@ -94,10 +94,12 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise InputError(f"--json {args.json}: give a file in an existing folder")
-    policy, config = load_policy(args.checkpoint)
-    print(f"evaluating on {evaluation.NUM_GOALS} goals for each of {', '.join(config.tasks)}", flush=True)
+    file = find_checkpoint(args.checkpoint)
+    policy, config = load_policy(file)
+    frames = load_checkpoint(file)["frames"]
+    print(f"evaluating {file}, trained for {frames:,} frames, on {evaluation.NUM_GOALS} goals a task", flush=True)
     results = evaluation.evaluate(policy, config.tasks, args.seed)
-    table = Table(title=f"{find_checkpoint(args.checkpoint)}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")
+    table = Table(title=f"{file}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")
     for heading in ("task", "success", "return"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for task in config.tasks:
@@ -107,7 +109,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     Console().print(table)
     if args.json is not None:
         try:
-            args.json.write_text(json.dumps(results, indent=2) + "\n")
+            content = results | {"checkpoint": file.name, "frames": frames, "seed": args.seed}
+            args.json.write_text(json.dumps(content, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {args.json} ({error.strerror}): choose another --json") from error
     return 0

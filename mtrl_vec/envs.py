@@ -246,21 +246,22 @@ def make_env(
     num_workers: int | None = None,
     envs_per_worker: int = 96,
     seed: int = 0,
+    first_slot: int = 0,
     goals_seed: int | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     random_phase: bool = True,
 ) -> ParallelEnv:
     """``W`` worker processes of ``E`` simulations each, holding all tasks in equal shares, as one TorchRL environment.
 
-    What environment ``[w, e]`` does depends on its number ``w * E + e`` and the seed alone: ``[1, 2 E]`` and ``[2, E]``
-    give the same numbers. Scripts that call this need an ``if __name__ == "__main__":`` guard (workers are spawned).
-    Call ``close()`` at the end.
+    What environment ``[w, e]`` does depends on its number ``first_slot + w * E + e`` and the seed alone: ``[1, 2 E]``
+    and ``[2, E]`` give the same numbers. Scripts that call this need an ``if __name__ == "__main__":`` guard (workers
+    are spawned). Call ``close()`` at the end.
 
     Args:
         tasks: names, see `mtrl_vec.tasks.resolve_tasks`.
         num_workers: ``W``; by default what suits the machine (`default_num_workers`).
         envs_per_worker: ``E``, a multiple of the number of tasks.
-        seed, goals_seed, max_episode_steps, random_phase: see `mtrl_vec.sim.SawyerSim`.
+        seed, first_slot, goals_seed, max_episode_steps, random_phase: see `mtrl_vec.sim.SawyerSim`.
 
     Returns:
         An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
@@ -287,7 +288,7 @@ def make_env(
     return SimulatorPool(
         num_workers,
         MetaWorldEnv,
-        create_env_kwargs=[shared | {"first_slot": w * envs_per_worker} for w in range(num_workers)],
+        create_env_kwargs=[shared | {"first_slot": first_slot + w * envs_per_worker} for w in range(num_workers)],
         num_threads=torch.get_num_threads(),  # else TorchRL takes threads away from the learner
         num_sub_threads=1,
         mp_start_method="spawn",

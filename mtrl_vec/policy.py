@@ -18,18 +18,19 @@ from mtrl_vec.sim import ACTION_SIZE, OBSERVATION_SIZE
 
 
 def make_torso(in_features: int, widths: tuple[int, int]) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, Linear, GELU."""
+    """Linear, LayerNorm, SiLU, Linear, SiLU."""
     first, second = widths
     return nn.Sequential(
-        nn.Linear(in_features, first), nn.LayerNorm(first), nn.GELU(), nn.Linear(first, second), nn.GELU()
+        nn.Linear(in_features, first), nn.LayerNorm(first), nn.SiLU(), nn.Linear(first, second), nn.SiLU()
     )
 
 
 class TaskHeads(nn.Module):
     """``K`` two-layer perceptrons in stacked weights ``[K, in, out]``; every row gets the output of its own task's.
 
-    All heads are evaluated for all rows, in one matrix product per layer, and each row gathers its own. No loop over
-    tasks, no masks, nothing that waits for the device; a row gives the other tasks' heads exactly zero gradient.
+    On the CPU rows are sorted by task, and each head does its own share. On a GPU the sizes of the shares would have to
+    be waited for; there, and in compiled code, all heads are evaluated for all rows in one product per layer, and each
+    row gathers its own. Either way a row gives the other tasks' heads exactly zero gradient.
     """
 
     def __init__(self, num_tasks: int, in_features: int, hidden: int, out_features: int, out_gain: float) -> None:
@@ -44,19 +45,39 @@ class TaskHeads(nn.Module):
 
     def forward(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """features [B, in], task_idx [B] -> [B, out]."""
-        hidden = nn.functional.gelu(routed_linear(features, self.weight1, self.bias1, task_idx))
+        if features.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.grouped(features, task_idx)
+        return self.gathered(features, task_idx)
+
+    def grouped(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """`forward`, one head after the other on its own rows."""
+        order = torch.argsort(task_idx)
+        counts = torch.bincount(task_idx, minlength=len(self.weight1)).tolist()
+        rows = features.index_select(0, order)
+        hidden = nn.functional.silu(grouped_linear(rows, self.weight1, self.bias1, counts))
+        return grouped_linear(hidden, self.weight2, self.bias2, counts).index_select(0, torch.argsort(order))
+
+    def gathered(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """`forward`, all heads on all rows; nothing in it waits for the device."""
+        hidden = nn.functional.silu(gathered_linear(features, self.weight1, self.bias1, task_idx))
         # In fp32 also under autocast: bf16 would round a value of 10 to the next 1/16.
         with torch.autocast(hidden.device.type, enabled=False):
-            return routed_linear(hidden.float(), self.weight2, self.bias2, task_idx)
+            return gathered_linear(hidden.float(), self.weight2, self.bias2, task_idx)
 
 
-def routed_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
-    """``x[b] @ weight[task_idx[b]] + bias[task_idx[b]]`` for every row ``b``.
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
+    """The first ``counts[0]`` rows times ``weight[0]``, the next ``counts[1]`` times ``weight[1]``, and so on.
+
+    Shapes: [B, in], [K, in, out], [K, out] -> [B, out].
+    """
+    products = zip(x.split(counts), weight, bias, strict=True)
+    return torch.cat([torch.addmm(b, rows, w) for rows, w, b in products])
+
+
+def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
+    """``x[b] @ weight[task_idx[b]] + bias[task_idx[b]]`` for every row ``b``: a wide product, then a row gather.
 
     Shapes: [B, in], [K, in, out], [K, out], [B] -> [B, out].
-
-    One wide product ``[B, in] @ [in, K * out]`` and a row gather take two thirds of the time of a product batched over
-    tasks, forward and backward, on the CPU.
     """
     k, _, out = weight.shape
     everything = torch.addmm(bias.flatten(), x, weight.transpose(0, 1).flatten(1))
@@ -64,19 +85,44 @@ def routed_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> 
     return everything.view(-1, out).index_select(0, row)
 
 
-class InputFeatures(nn.Module):
-    """What a torso sees: the normalised observation and the task one-hot."""
+RELATIVE_SIZE = 34
 
-    def __init__(self, normalize: bool) -> None:
+
+def relative_features(observation: Tensor) -> Tensor:
+    """Meta-World's observation [..., 39] as what the tasks are about, [..., 34].
+
+    The hand, its opening, the object's position and rotation; how each of them moved in the last step; the goal; and
+    the ways from hand to object, from object to goal and from hand to goal. All linear in the observation, so a network
+    could work them out by itself. But a grasp is a matter of a centimetre and a motion one of millimetres, in positions
+    that vary by decimetres: only once normalised on their own are they large enough to learn from early.
+
+    Left out are the previous frame, which the motion replaces, and the frame's padding.
+    """
+    frame, previous, goal = observation[..., :11], observation[..., 18:29], observation[..., 36:39]
+    hand, obj = observation[..., :3], observation[..., 4:7]
+    return torch.cat([frame, frame - previous, goal, obj - hand, goal - obj, goal - hand], dim=-1)
+
+
+class InputFeatures(nn.Module):
+    """What a torso sees: the observation, relative and normalised as the settings say, and the task one-hot."""
+
+    def __init__(self, relative: bool, normalize: bool) -> None:
         super().__init__()
-        self.observation_norm = ObservationNorm(OBSERVATION_SIZE)
-        self.normalize = normalize
+        self.relative, self.normalize = relative, normalize
+        self.size = RELATIVE_SIZE if relative else OBSERVATION_SIZE
+        self.observation_norm = ObservationNorm(self.size)
+
+    def update(self, observation: Tensor) -> None:
+        """Take observations [..., D] into the running statistics."""
+        if self.normalize:
+            self.observation_norm.update(relative_features(observation) if self.relative else observation)
 
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
-        """[..., D], [..., K] -> [rows, D + K]."""
+        """[..., D], [..., K] -> [rows, size + K]."""
+        features = relative_features(observation) if self.relative else observation
         if self.normalize:
-            observation = self.observation_norm(observation)
-        return torch.cat([observation, task_one_hot], dim=-1).flatten(0, -2)
+            features = self.observation_norm(features)
+        return torch.cat([features, task_one_hot], dim=-1).flatten(0, -2)
 
 
 class Actor(nn.Module):
@@ -129,8 +175,8 @@ class SharedPolicy(nn.Module):
         super().__init__()
         self.num_tasks = k = len(config.tasks)
         width = config.torso[1]
-        self.features = InputFeatures(config.normalize_observation)
-        in_features = OBSERVATION_SIZE + k
+        self.features = InputFeatures(config.relative_inputs, config.normalize_observation)
+        in_features = self.features.size + k
         actor_torso = make_torso(in_features, config.torso)
         critic_torso = actor_torso if config.shared_torso else make_torso(in_features, config.torso)
         log_std = nn.Parameter(torch.full((k, ACTION_SIZE), math.log(config.init_std)), requires_grad=config.learn_std)
@@ -147,11 +193,6 @@ class SharedPolicy(nn.Module):
             default_interaction_type=InteractionType.RANDOM,
         )
         self.critic = TensorDictModule(critic, in_keys=inputs, out_keys=["state_value"])
-
-    @property
-    def observation_norm(self) -> ObservationNorm:
-        """The running observation statistics."""
-        return self.features.observation_norm
 
     def action_std(self) -> Tensor:
         """Standard deviation of the actions per task and dimension, [K, A]."""

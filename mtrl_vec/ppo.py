@@ -76,7 +76,7 @@ class PPO:
     def __init__(self, config: TrainConfig, policy: SharedPolicy) -> None:
         self.config = config
         self.policy = policy
-        self.device = policy.observation_norm.mean.device
+        self.device = next(policy.parameters()).device
         self.reward_scale = RewardScale(config.num_envs, len(config.tasks), config.gamma).to(self.device)
         self.gae = GAE(
             gamma=config.gamma, lmbda=config.gae_lambda, value_network=None, vectorized=False, device=self.device
@@ -119,10 +119,12 @@ class PPO:
         Returns:
             Metrics, as device tensors.
         """
-        reward, one_hot = rollout["next", "reward"], rollout["task_one_hot"]
+        raw, one_hot = rollout["next", "reward"], rollout["task_one_hot"]
+        reward = raw + self.config.success_bonus * rollout["next", "success"]
         if self.config.normalize_reward:
             self.reward_scale.update(reward.squeeze(-1), rollout["next", "done"].squeeze(-1), one_hot)
-            rollout["next", "reward"] = self.reward_scale(reward, one_hot)
+            reward = self.reward_scale(reward, one_hot)
+        rollout["next", "reward"] = reward
         with self.autocast():
             self.policy.critic(rollout)
             # Mostly the same observations one step later, but for truncations and the last step. The epochs that follow
@@ -134,7 +136,7 @@ class PPO:
                 dist = self.policy.actor.get_dist(rollout)
                 rollout["action_log_prob"] = dist.log_prob(rollout["action"])
         self.gae(rollout)
-        rollout["next", "reward"] = reward
+        rollout["next", "reward"] = raw
         groups = one_hot.flatten(0, 1)
         if not self.config.per_task_advantage:
             groups = torch.ones_like(groups[:, :1])
@@ -165,8 +167,7 @@ class PPO:
         if cfg.target_kl is not None:
             self.adapt_lr(mean["approx_kl"], annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
         self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress, start=STD_LIMIT_START))
-        if cfg.normalize_observation:
-            self.policy.observation_norm.update(rollout["observation"])
+        self.policy.features.update(rollout["observation"])
         return mean
 
     def step(self, batch: TensorDictBase) -> dict[str, Tensor]:

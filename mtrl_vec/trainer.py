@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
 
-from mtrl_vec.checkpoint import CHECKPOINT_NAME, save_checkpoint
+from mtrl_vec.checkpoint import BEST_NAME, CHECKPOINT_NAME, save_checkpoint
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import default_num_workers, make_env
 from mtrl_vec.errors import Diverged, InputError
+from mtrl_vec.evaluation import simulated_success_rates
 from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog, Timer
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
@@ -43,7 +45,9 @@ def resolve_num_workers(config: TrainConfig) -> int:
     return max(w for w in range(1, default_num_workers() + 1) if envs_per_task % w == 0)
 
 
-RUN_FILES = {"config.json", "metrics.csv", "tensorboard", CHECKPOINT_NAME, Path(CHECKPOINT_NAME).stem + ".tmp"}
+RUN_FILES = {"config.json", "metrics.csv", "tensorboard"} | {
+    Path(name).stem + suffix for name in (CHECKPOINT_NAME, BEST_NAME) for suffix in (".pt", ".tmp")
+}
 
 
 def prepare_run_dir(config: TrainConfig) -> Path:
@@ -111,6 +115,8 @@ class Trainer:
         self.policy = SharedPolicy(config).to(self.device)
         self.ppo = PPO(config, self.policy)
         self.iteration = 0
+        self.best_success = -1.0
+        """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
         self._last_whole: dict[str, Any] = self._state()
 
     @property
@@ -136,8 +142,19 @@ class Trainer:
             max_episode_steps=cfg.max_episode_steps,
             random_phase=cfg.random_phase,
         )
+        # Its processes start at the first evaluation and sleep between them.
+        eval_env = make_env(
+            cfg.tasks,
+            num_workers=self.num_workers,
+            envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
+            seed=cfg.seed,
+            max_episode_steps=cfg.max_episode_steps,
+            first_slot=cfg.num_envs,  # random streams that training does not use
+            random_phase=False,
+        )
         with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
             closing.callback(env.close, raise_if_closed=False)
+            closing.callback(eval_env.close, raise_if_closed=False)
             log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
             total = cfg.num_iterations * cfg.frames_per_batch
             display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
@@ -153,7 +170,7 @@ class Trainer:
                 use_buffers=False,
                 auto_register_policy_transforms=False,
             )
-            self._loop(collector, log, display)
+            self._loop(collector, eval_env, log, display)
 
     def _save(self) -> None:
         if self.frames:
@@ -161,7 +178,23 @@ class Trainer:
         else:
             shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
 
-    def _loop(self, collector: Collector, log: RunLog, display: ProgressDisplay) -> None:
+    def _evaluate(self, env: EnvBase) -> dict[str, float]:
+        """Success rates of the policy as it is now, which is kept if none was better."""
+        rates = simulated_success_rates(self.policy, env, self.config.max_episode_steps)
+        results = {f"eval/{task}/success_rate": rate for task, rate in zip(self.config.tasks, rates, strict=True)}
+        results["eval/mean_success_rate"] = mean = sum(rates) / len(rates)
+        if mean >= self.best_success:  # of equals the later one, which has learned more
+            self.best_success = mean
+            kept = {name: self._last_whole[name] for name in ("config", "iteration", "frames", "policy")}
+            save_checkpoint(self.run_dir / BEST_NAME, kept | {"evaluation": results})
+        return results
+
+    def _evaluation_due(self) -> bool:
+        interval, batch = self.config.eval_interval, self.config.frames_per_batch
+        last = self.iteration == self.config.num_iterations
+        return interval > 0 and (last or self.frames // interval > (self.frames - batch) // interval)
+
+    def _loop(self, collector: Collector, eval_env: EnvBase, log: RunLog, display: ProgressDisplay) -> None:
         cfg, timer = self.config, Timer()
         episodes = EpisodeStatistics(cfg.tasks, cfg.num_envs, whole=not cfg.random_phase)
         rollouts = iter(collector)
@@ -179,6 +212,11 @@ class Trainer:
             episodes.update(rollout)
             self.iteration += 1
             self._last_whole = self._state()
+            evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
+            evaluation["eval/mean_success_rate"] = math.nan
+            if self._evaluation_due():
+                with timer("evaluate"), single_threaded():
+                    evaluation = self._evaluate(eval_env)
 
             now = time.perf_counter()
             row = {
@@ -188,7 +226,9 @@ class Trainer:
                 "time/sps": cfg.frames_per_batch / (now - before),
                 "time/collect": timer.seconds["collect"],
                 "time/update": timer.seconds["update"],
+                "time/evaluate": timer.seconds.get("evaluate", 0.0),
                 **episodes.summary(),
+                **evaluation,
                 **{f"train/{name}": value for name, value in values.items()},
                 "train/action_std": float(self.policy.action_std().mean()),
                 "train/unstable_episodes": episodes.unstable_episodes,

@@ -16,6 +16,7 @@ TINY = {
     "num_epochs": 2,
     "torso": (32, 32),
     "head": 16,
+    "eval_interval": 0,
     "quiet": True,
     "device": "cpu",
 }

@@ -17,7 +17,14 @@ from mtrl_vec.checkpoint import load_checkpoint
 from mtrl_vec.cli import main
 from mtrl_vec.config import TrainConfig
 
-SIZES = {"num-envs": 12, "num-steps": 16, "num-minibatches": 2, "num-epochs": 2, "head": 16}
+SIZES = {
+    "num-envs": 12,
+    "num-steps": 16,
+    "num-minibatches": 2,
+    "num-epochs": 2,
+    "head": 16,
+    "eval-interval": 0,
+}
 SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for name, value in SIZES.items())]
 
 
@@ -37,6 +44,8 @@ SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for nam
         (["--lr", "inf"], "lr is inf: it must be finite"),
         (["--goals-seed", "-1"], "goals_seed is -1: it must be between 0 and 4294967295"),
         (["--seed", "18446744073709551616"], "seed is 18446744073709551616: it must be between 0 and"),
+        (["--eval-interval", "-1"], "eval_interval is -1: it must not be negative"),
+        (["--eval-episodes", "0"], "eval_episodes is 0: it must be positive"),
         (["--preset", "best"], "unknown preset 'best': known presets are default, tutorial"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from conftest import tiny_config
 from metaworld_oracle import TASK_NAMES, expert
 
 from mtrl_vec import evaluation
-from mtrl_vec.checkpoint import save_checkpoint
+from mtrl_vec.checkpoint import load_policy, save_checkpoint
 from mtrl_vec.cli import main
+from mtrl_vec.envs import make_env
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import resolve_tasks
 
 
@@ -57,13 +60,42 @@ def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
 def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints(tmp_path, capsys) -> None:
     config = tiny_config(tasks=("pick-place",))
     torch.manual_seed(0)
-    content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict()}
+    content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 1234}
     save_checkpoint(tmp_path / "checkpoint.pt", content)
     assert main(["eval", str(tmp_path), "--seed", "2", "--json", str(tmp_path / "out.json")]) == 0
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["eval/pick-place-v3/success_rate"] == 0.0
     assert 0 < results["eval/pick-place-v3/return"] < 500
-    assert "0.00" in capsys.readouterr().out
+    assert (results["checkpoint"], results["frames"], results["seed"]) == ("checkpoint.pt", 1234, 2)
+    out = capsys.readouterr().out
+    assert "0.00" in out and "checkpoint.pt, trained for 1,234 frames" in out
+
+
+def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
+    """The pretrained policy, given half of the time it needs: some environments succeed and some do not."""
+    policy, config = load_policy(Path("pretrained"))
+    steps = 45
+    env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False)
+    try:
+        rates = evaluation.simulated_success_rates(policy, env, steps)
+    finally:
+        env.close()
+    task_idx = np.arange(36) % 3
+    sim = SawyerSim(resolve_tasks(config.tasks), task_idx, seed=5)
+    observation, success = sim.reset(), np.zeros(36, dtype=bool)
+    for _ in range(steps):
+        step = sim.step(evaluation.mean_action(policy, observation, torch.from_numpy(task_idx)))
+        observation, success = step.observation, success | step.success
+    assert rates == pytest.approx([success[task_idx == k].mean() for k in range(3)])
+    assert 0 < np.mean(rates) < 1
+
+
+def test_the_pretrained_policy_solves_the_tasks(tmp_path) -> None:
+    """Under the official protocol, on goals of a seed that chose nothing."""
+    assert main(["eval", "pretrained", "--seed", "7", "--json", str(tmp_path / "out.json")]) == 0
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert min(results[f"eval/{task}/success_rate"] for task in TASK_NAMES) >= 0.9
+    assert results["checkpoint"] == "pretrained.pt"
 
 
 def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:

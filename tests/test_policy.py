@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
 from tensordict import TensorDict
-from torch.nn.functional import gelu, one_hot
+from torch.nn.functional import one_hot, silu
 
-from mtrl_vec.policy import SharedPolicy, TaskHeads
+from mtrl_vec.policy import SharedPolicy, TaskHeads, relative_features
+from mtrl_vec.sim import SawyerSim
+from mtrl_vec.tasks import TASKS
 
 
-def loop_over_tasks(heads: TaskHeads, x: torch.Tensor, task_idx: torch.Tensor) -> torch.Tensor:
+def loop_over_rows(heads: TaskHeads, x: torch.Tensor, task_idx: torch.Tensor) -> torch.Tensor:
     rows = []
     for row, k in zip(x, task_idx.tolist(), strict=True):
-        hidden = gelu(row @ heads.weight1[k] + heads.bias1[k])
+        hidden = silu(row @ heads.weight1[k] + heads.bias1[k])
         rows.append(hidden @ heads.weight2[k] + heads.bias2[k])
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("num_tasks", [1, 3, 10])
-def test_routing_equals_a_loop_over_tasks_in_outputs_and_gradients(num_tasks: int) -> None:
+@pytest.mark.parametrize("way", ["grouped", "gathered", "forward"])
+@pytest.mark.parametrize("num_tasks", [1, 3, 50])  # of fifty some have no row
+def test_routing_equals_a_loop_over_rows_in_outputs_and_gradients(num_tasks: int, way: str) -> None:
     torch.manual_seed(0)
     heads = TaskHeads(num_tasks, 7, 5, 4, 1.0)
     for parameter in heads.parameters():
@@ -29,12 +33,29 @@ def test_routing_equals_a_loop_over_tasks_in_outputs_and_gradients(num_tasks: in
     task_idx = torch.randint(num_tasks, (40,))
     weight = torch.randn(40, 4)
     variables = [x, *heads.parameters()]
-    routed, looped = heads(x, task_idx), loop_over_tasks(heads, x, task_idx)
+    routed, looped = getattr(heads, way)(x, task_idx), loop_over_rows(heads, x, task_idx)
     torch.testing.assert_close(routed, looped)
     ours = torch.autograd.grad((routed * weight).sum(), variables)
     theirs = torch.autograd.grad((looped * weight).sum(), variables)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_relative_features_of_simulated_steps() -> None:
+    """Against what consecutive frames of the simulator say, and nothing of the observation is lost."""
+    sim = SawyerSim(TASKS, np.arange(6) % 3, seed=0)
+    rng = np.random.default_rng(0)
+    before = sim.reset()
+    for _ in range(5):
+        now = sim.step(rng.uniform(-1, 1, (6, 4)).astype(np.float32)).observation
+        features = relative_features(torch.from_numpy(now)).numpy()
+        hand, obj, goal = now[:, :3], now[:, 4:7], now[:, 36:]
+        np.testing.assert_array_equal(features[:, 11:22], now[:, :11] - before[:, :11])
+        np.testing.assert_array_equal(features[:, 25:], np.concatenate([obj - hand, goal - obj, goal - hand], axis=1))
+        again = np.zeros((6, 39))
+        again[:, :11], again[:, 18:29], again[:, 36:] = features[:, :11], features[:, :11] - features[:, 11:22], goal
+        np.testing.assert_allclose(again, now, atol=1e-15)
+        before = now
 
 
 def batch(policy: SharedPolicy, *shape: int, task: int | None = None) -> TensorDict:

@@ -30,6 +30,7 @@ def make_rollout(policy: SharedPolicy, envs: int, steps: int) -> TensorDict:
     td["next", "observation"] = torch.randn(envs, steps, 39)
     td["next"].update({"done": false, "terminated": false.clone(), "truncated": false.clone()})
     td["next", "reward"] = torch.rand(envs, steps, 1)
+    td["next", "success"] = torch.rand(envs, steps, 1) < 0.3
     with torch.no_grad():
         policy.actor(td)
     return td
@@ -63,9 +64,9 @@ def test_gae_bootstraps_a_truncation_and_not_a_termination() -> None:
 
 
 def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
-    """The whole path: critic on root and next, per-task reward scale, GAE, per-task normalisation."""
+    """The whole path: success bonus, critic on root and next, reward scale, GAE, normalisation per task."""
     torch.manual_seed(0)
-    config = tiny_config(num_envs=6, gamma=0.9, gae_lambda=0.8)
+    config = tiny_config(num_envs=6, gamma=0.9, gae_lambda=0.8, success_bonus=2.5)
     policy = SharedPolicy(config)
     ppo = PPO(config, policy)
     td = make_rollout(policy, 6, 16)
@@ -87,7 +88,8 @@ def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
             terminated = (env, t) == (4, 3)
             if t == 7 or terminated:
                 running = 0.0
-            r = float(reward[env, t, 0] * scale[env % 3])
+            bonus = 2.5 if td["next", "success"][env, t, 0] else 0.0
+            r = float((reward[env, t, 0] + bonus) * scale[env % 3])
             delta = r + 0.9 * float(next_value[env, t]) * (not terminated) - float(value[env, t])
             raw[env, t] = running = delta + 0.9 * 0.8 * running
     torch.testing.assert_close(td["value_target"].squeeze(-1), raw + value.squeeze(-1), rtol=1e-4, atol=1e-5)

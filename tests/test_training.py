@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -157,8 +158,47 @@ def test_a_run_leaves_config_metrics_events_and_a_checkpoint(tmp_path) -> None:
     assert torch.equal(load_checkpoint(folder)["reward_scale"]["var"], trainer.ppo.reward_scale.var)
 
 
+def test_evaluations_come_at_their_interval_and_at_the_end(tmp_path) -> None:
+    settings = {"total_frames": 5 * 192, "eval_interval": 384, "eval_episodes": 2, "max_episode_steps": 20}
+    train(tmp_path / "run", **settings, num_workers=2)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["frames"] for row in rows if not math.isnan(row["eval/mean_success_rate"])] == [384, 768, 960]
+    train(tmp_path / "without", **settings | {"eval_interval": 0}, num_workers=2)
+    assert not (tmp_path / "without" / "best.pt").exists()
+    # Looking does not touch: the run is the same without.
+    for seen, unseen in zip(rows, read_metrics(tmp_path / "without"), strict=True):
+        assert {k: v for k, v in seen.items() if k.startswith("train/") and not math.isnan(v)} == {
+            k: v for k, v in unseen.items() if k.startswith("train/") and not math.isnan(v)
+        }
+
+
+def test_the_best_policy_is_kept_and_of_equals_the_later(tmp_path, monkeypatch) -> None:
+    rates = iter([[0.0, 0.5, 0.1], [1.0, 0.5, 0.3], [0.3, 1.0, 0.5], [1.0, 0.0, 0.0]])
+    monkeypatch.setattr("mtrl_vec.trainer.simulated_success_rates", lambda *_: next(rates))
+    trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=4 * 192, eval_interval=192))
+    update, policies = trainer.ppo.update, []
+
+    def update_and_note(*args, **kwargs):
+        metrics = update(*args, **kwargs)
+        policies.append(copy.deepcopy(trainer.policy.state_dict()))
+        return metrics
+
+    trainer.ppo.update = update_and_note
+    trainer.train()
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert (best["iteration"], best["frames"]) == (3, 3 * 192)
+    assert best["evaluation"]["eval/push-v3/success_rate"] == 1.0
+    assert best["evaluation"]["eval/mean_success_rate"] == pytest.approx(0.6)
+    # A run's folder stands for its best policy; the latest is a file away.
+    loaded, _ = load_policy(tmp_path / "run")
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, policies[2][name]), name
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["iteration"] == 4
+
+
 def test_the_tutorial_preset_trains(tmp_path) -> None:
     small = {"num_envs": 12, "num_steps": 16, "num_minibatches": 2, "total_frames": 192, "quiet": True}
+    small["eval_interval"] = 0
     values = PRESETS["tutorial"].to_dict() | small | {"run_dir": str(tmp_path / "run"), "device": "cpu"}
     config = TrainConfig.from_dict(values)
     assert (config.torso, config.head, config.gae_lambda, config.max_grad_norm) == ((512, 512), 128, 0.95, 0.5)
@@ -166,7 +206,7 @@ def test_the_tutorial_preset_trains(tmp_path) -> None:
     trainer = Trainer(config)
     trainer.train()
     assert torch.equal(trainer.policy.action_std(), torch.ones(3, 4))
-    assert torch.equal(trainer.policy.observation_norm.mean, torch.zeros(39))
+    assert torch.equal(trainer.policy.features.observation_norm.mean, torch.zeros(39))
 
 
 def rollout(reward, success, done, task_idx) -> TensorDict:
