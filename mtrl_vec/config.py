@@ -21,7 +21,7 @@ class TrainConfig:
 
     tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
     """Tasks to learn together, in equal shares."""
-    total_frames: int = 6_000_000
+    total_frames: int = 3_000_000
     """Environment steps to train for, over all tasks; rounded up to whole iterations."""
     seed: int = 1
     """Seed of the environments, the initial weights and the actions."""
@@ -37,8 +37,8 @@ class TrainConfig:
     quiet: bool = False
     """No progress display."""
 
-    num_envs: int = 180
-    """B, simulations running side by side. 60 a task: most numbers of workers share them evenly."""
+    num_envs: int = 360
+    """B, simulations running side by side. 120 a task: most numbers of workers share them evenly."""
     num_workers: int | None = None
     """Simulator processes, over which the environments are spread evenly. By default what suits the machine."""
     max_episode_steps: int = 200
@@ -63,7 +63,7 @@ class TrainConfig:
     learn_std: bool = True
     """Learn the standard deviation, one per task and action dimension; otherwise it stays at its limit."""
 
-    num_steps: int = 64
+    num_steps: int = 32
     """T, steps per environment and iteration."""
     num_epochs: int = 6
     """Passes over a rollout."""
@@ -73,7 +73,7 @@ class TrainConfig:
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
     target_kl: float | None = 0.02
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
-    final_kl_fraction: float = 0.5
+    final_kl_fraction: float = 0.2
     """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
     eval_interval: int = 250_000
     """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none."""

@@ -37,7 +37,7 @@ SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for nam
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
         (["--num-envs", "100"], "num_envs is 100: it must be a multiple of 3"),
         (["--num-workers", "0"], "num_workers is 0: it must be positive"),
-        (["--num-workers", "7"], "num_envs is 180: it must be a multiple of 21"),
+        (["--num-workers", "7"], "num_envs is 360: it must be a multiple of 21"),
         (["--num-minibatches", "7"], "num_minibatches is 7: it must divide the 11520 frames"),
         (["--gamma", "1.5"], "gamma is 1.5: it must be between 0 and 1"),
         (["--lr", "0"], "lr is 0.0: it must be positive"),
