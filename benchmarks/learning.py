@@ -21,15 +21,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import tyro
 from machine import machine, progress, versions
 
+import mtrl_vec
+from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED
 from mtrl_vec.tasks import TASKS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent / "learning"
 RESULTS = FOLDER / "results.csv"
@@ -70,6 +68,8 @@ class Args:
     jobs: int = 1
     """Cells to run side by side, each with its share of the cores. Faster in all, but minutes then compare only with
     those of cells that ran the same way."""
+    ship: str | None = None
+    """Put the best policy of this cell into the package, as `eval pretrained`, with its provenance beside it."""
     report_only: bool = False
     """Measure nothing: print the tables and draw the picture of what there is."""
 
@@ -151,8 +151,20 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int], threads:
     return row | machine() | versions()
 
 
+def ship(row: Row) -> None:
+    """Make the best policy of a cell the one that comes with the package."""
+    package = Path(mtrl_vec.__file__).parent
+    shutil.copy(RUNS / str(row["cell"]) / BEST_NAME, package / f"{PRETRAINED}.pt")
+    (package / f"{PRETRAINED}.json").write_text(json.dumps(row, indent=2) + "\n")
+
+
 def draw(names: Sequence[str]) -> None:
     """Success and return per task over frames and over wall-clock: a thin line per seed, their mean in bold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     runs = [read_metrics(FOLDER / f"{name}.csv") for name in names]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharey="row", layout="constrained")
     colors = dict(zip(TASK_NAMES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
@@ -229,6 +241,12 @@ def main() -> int:
     if not rows:
         print("error: nothing has been measured yet: run without --report-only", file=sys.stderr)
         return 2
+    if args.ship is not None:
+        chosen = [row for row in rows if row["cell"] == args.ship]
+        if not chosen:
+            print(f"error: --ship {args.ship}: it is not in {RESULTS} yet", file=sys.stderr)
+            return 2
+        ship(chosen[0])
     seeds = [row for row in rows if str(row["cell"]).startswith("seed")]
     if seeds:
         draw([str(row["cell"]) for row in seeds])

@@ -43,10 +43,10 @@ class EvalArgs:
     """Also write the results to this file."""
 
 
-def train(arguments: Sequence[str]) -> int:
-    """Train a policy; results go to the run's folder."""
+def parse_train(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that the flags of ``train`` mean. Raises InputError where they make no sense."""
     preset, arguments = _split_preset(arguments)
-    config = _parse(
+    return _parse(
         TrainConfig,
         arguments,
         prog="python -m mtrl_vec train",
@@ -55,6 +55,11 @@ def train(arguments: Sequence[str]) -> int:
         f"--preset NAME chooses other defaults than those shown, out of {', '.join(PRESETS)} (here: {preset}).\n\n"
         "Example: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
     )
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train a policy; results go to the run's folder."""
+    config = parse_train(arguments)
     from mtrl_vec.trainer import Trainer
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send counts as Ctrl-C

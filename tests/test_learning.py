@@ -1,0 +1,93 @@
+"""The study of learning: what it reads from runs, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import learning
+import pytest
+
+from mtrl_vec.cli import parse_train
+
+
+def write_metrics(path, successes: list[float], frames: int = 100) -> None:
+    columns = [f"train/{task}/success_rate" for task in learning.TASK_NAMES]
+    lines = [",".join(["frames", "time/elapsed", *columns])]
+    for i, success in enumerate(successes, start=1):
+        lines.append(",".join([str(i * frames), str(i * 90), *[str(success)] * 3]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_frames_and_minutes_until_a_success_rate_was_first_reached(tmp_path) -> None:
+    write_metrics(tmp_path / "metrics.csv", [math.nan, 0.5, 0.92, 0.88, 0.97])
+    metrics = learning.read_metrics(tmp_path / "metrics.csv")
+    assert learning.first_reached(metrics, "push-v3", 0.9) == (300, 4.5)
+    assert all(math.isnan(value) for value in learning.first_reached(metrics, "push-v3", 0.98))
+
+
+def test_only_a_whole_run_with_the_same_flags_counts_as_trained(tmp_path) -> None:
+    flags = ["--seed", "1"]
+    assert not learning.is_trained(tmp_path, flags)
+    (tmp_path / "config.json").write_text(json.dumps({"total_frames": 250}))
+    (tmp_path / "command.txt").write_text("--seed 1")
+    write_metrics(tmp_path / "metrics.csv", [0.1, 0.2])
+    assert not learning.is_trained(tmp_path, flags)
+    write_metrics(tmp_path / "metrics.csv", [0.1, 0.2, 0.3])
+    assert learning.is_trained(tmp_path, flags)
+    assert not learning.is_trained(tmp_path, ["--seed", "2"])
+    (tmp_path / "metrics.csv").write_text("frames\n")
+    assert not learning.is_trained(tmp_path, flags)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "FOLDER", tmp_path)
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(learning, "draw", lambda names: None)
+    return tmp_path
+
+
+def row_of(name: str, success: float) -> learning.Row:
+    row: learning.Row = {"cell": name, "frames": 2_000_000, "minutes": 5.0, "eval/mean_success_rate": success}
+    for task in learning.TASK_NAMES:
+        row |= {f"eval/{task}/success_rate": success}
+        row |= {f"{task}/frames_to_{t}": math.nan if t > success else 5e5 for t in learning.THRESHOLDS}
+        row |= {f"{task}/minutes_to_{t}": math.nan if t > success else 1.5 for t in learning.THRESHOLDS}
+    return row
+
+
+def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, monkeypatch, capsys) -> None:
+    measured = []
+
+    def measure(name, flags, eval_seeds, threads):
+        measured.append((name, flags))
+        if name == "seed3":
+            raise RuntimeError("out of memory")
+        return row_of(name, 0.95)
+
+    monkeypatch.setattr(learning, "measure", measure)
+    monkeypatch.setattr("sys.argv", ["learning.py", "--seeds", "1", "2"])
+    assert learning.main() == 0
+    table = capsys.readouterr().out
+    assert "| seed1 | 0.950 | 0.950 | 0.950 | 0.950 | 2.0M | 5.0 | 0.50M (1.5 min) | never |" in table
+    monkeypatch.setattr("sys.argv", ["learning.py", "--seeds", "2", "4", "3"])
+    with pytest.raises(RuntimeError):
+        learning.main()
+    assert [name for name, _ in measured] == ["seed1", "seed2", "seed4", "seed3"]
+    assert measured[2][1] == ["--seed", "4"]
+    cells = [line.split(",")[0] for line in (folders / "results.csv").read_text().splitlines()]
+    assert cells == ["cell", "seed1", "seed2", "seed4"]
+
+
+def test_the_ablation_changes_one_thing_at_a_time() -> None:
+    """Every cell is a valid configuration that differs from the reference by what its name says."""
+    cells = learning.cells(learning.Args(seeds=(), ablation=True))
+    assert len(cells) == 11
+    configs = {name: parse_train(flags) for name, flags in cells.items()}
+    reference = configs["full"].to_dict()
+    changed = {name: {k for k, v in config.to_dict().items() if v != reference[k]} for name, config in configs.items()}
+    assert changed.pop("full") == set()
+    assert len(changed.pop("tutorial")) > 10
+    assert all(len(fields) == 1 for fields in changed.values()), changed
