@@ -11,13 +11,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +63,6 @@ class Args:
     """Seeds of the official evaluation, 50 goals a task each."""
     ablation: bool = False
     """Also leave out one choice at a time: 2M frames and seed 1 each, after the seeds."""
-    jobs: int = 1
-    """Cells to run side by side, each with its share of the cores. Faster in all, but minutes then compare only with
-    those of cells that ran the same way."""
     ship: str | None = None
     """Put the best policy of this cell into the package, as `eval pretrained`, with its provenance beside it."""
     report_only: bool = False
@@ -83,11 +78,10 @@ def cells(args: Args) -> dict[str, list[str]]:
     return study
 
 
-def run(*arguments: str, threads: int | None) -> None:
+def run(*arguments: str) -> None:
     command = [sys.executable, "-m", "mtrl_vec", *arguments]
     progress(shlex.join(["python", *command[1:]]))
-    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, check=True, env=os.environ | limit)
+    subprocess.run(command, check=True)
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -116,20 +110,18 @@ def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -
     return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 1)
 
 
-def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int], threads: int | None = None) -> Row:
-    """Train and evaluate one cell, on so many cores. Returns its row of ``results.csv``."""
+def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
+    """Train and evaluate one cell. Returns its row of ``results.csv``."""
     run_dir = RUNS / name
-    if threads is not None:
-        flags = [*flags, "--num-workers", str(threads), "--quiet"]
     if not is_trained(run_dir, flags):
         if run_dir.exists():
             shutil.rmtree(run_dir)
-        run("train", *flags, "--run-dir", str(run_dir), threads=threads)
+        run("train", *flags, "--run-dir", str(run_dir))
         (run_dir / "command.txt").write_text(shlex.join(flags))
     scores: list[dict[str, float]] = []
     for eval_seed in eval_seeds:
         out = RUNS / f"{name}-eval{eval_seed}.json"
-        run("eval", str(run_dir), "--seed", str(eval_seed), "--json", str(out), threads=threads)
+        run("eval", str(run_dir), "--seed", str(eval_seed), "--json", str(out))
         scores.append(json.loads(out.read_text()))
     shutil.copy(run_dir / "metrics.csv", FOLDER / f"{name}.csv")
 
@@ -223,21 +215,15 @@ def main() -> int:
     if RESULTS.exists():
         with RESULTS.open() as file:
             rows = list(csv.DictReader(file))
-    done = {row["cell"] for row in rows}
-    threads = None if args.jobs == 1 else max(1, (os.cpu_count() or 1) // args.jobs)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            todo = {name: flags for name, flags in cells(args).items() if name not in done and not args.report_only}
-            ends = [pool.submit(measure, name, flags, args.eval_seeds, threads) for name, flags in todo.items()]
-            for end in as_completed(ends):
-                rows.append(end.result())
-                with RESULTS.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
-                    writer.writeheader()
-                    writer.writerows(rows)
-        except BaseException:  # a cell failed, or Ctrl-C: do not start the others
-            pool.shutdown(cancel_futures=True)
-            raise
+    for name, flags in {} if args.report_only else cells(args).items():
+        if name in {row["cell"] for row in rows}:
+            progress(f"{name} is in {RESULTS} already")
+            continue
+        rows.append(measure(name, flags, args.eval_seeds))
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+            writer.writeheader()
+            writer.writerows(rows)
     if not rows:
         print("error: nothing has been measured yet: run without --report-only", file=sys.stderr)
         return 2

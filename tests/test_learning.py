@@ -61,7 +61,7 @@ def row_of(name: str, success: float) -> learning.Row:
 def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, monkeypatch, capsys) -> None:
     measured = []
 
-    def measure(name, flags, eval_seeds, threads):
+    def measure(name, flags, eval_seeds):
         measured.append((name, flags))
         if name == "seed3":
             raise RuntimeError("out of memory")
