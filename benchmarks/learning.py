@@ -1,4 +1,4 @@
-"""How fast and how well training learns: the default settings on several seeds, and what each choice contributes.
+"""How fast and how well training learns: the default settings on several seeds, and with some of its choices undone.
 
 A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. A cell that has its
 row in the results is skipped, and one that was trained but not evaluated is only evaluated, so that a study can be
@@ -9,6 +9,7 @@ interrupted and continued. Everything lands in ``benchmarks/learning/``: the met
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import shlex
@@ -24,7 +25,9 @@ import tyro
 from machine import machine, progress, versions
 
 import mtrl_vec
-from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED
+from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED, load_checkpoint
+from mtrl_vec.cli import parse_train
+from mtrl_vec.errors import InputError
 from mtrl_vec.tasks import TASKS
 
 FOLDER = Path(__file__).parent / "learning"
@@ -92,14 +95,14 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_trained(run_dir: Path, flags: Sequence[str]) -> bool:
-    """Whether a run with these flags has come to its end."""
+    """Whether a run with these flags and today's defaults has come to its end."""
+    wanted = parse_train([*flags, "--run-dir", str(run_dir)])
     try:
         config = json.loads((run_dir / "config.json").read_text())
-        command = (run_dir / "command.txt").read_text()
         frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
-    except (OSError, KeyError):
+    except (OSError, ValueError, KeyError):
         return False
-    return command == shlex.join(flags) and frames >= config["total_frames"]
+    return config == wanted.to_dict() and frames >= wanted.total_frames
 
 
 def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -> tuple[float, float]:
@@ -117,7 +120,6 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
         if run_dir.exists():
             shutil.rmtree(run_dir)
         run("train", *flags, "--run-dir", str(run_dir))
-        (run_dir / "command.txt").write_text(shlex.join(flags))
     scores: list[dict[str, float]] = []
     for eval_seed in eval_seeds:
         out = RUNS / f"{name}-eval{eval_seed}.json"
@@ -143,10 +145,26 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     return row | machine() | versions()
 
 
-def ship(row: Row) -> None:
-    """Make the best policy of a cell the one that comes with the package."""
+def write_results(rows: Sequence[Row]) -> None:
+    """All rows, in place of those written before."""
+    temporary = RESULTS.with_suffix(".tmp")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(RESULTS)
+
+
+def ship(cell: str) -> None:
+    """Make the best policy of a cell the one that comes with the package, with its row of the results beside it."""
+    with RESULTS.open() as file:
+        row = next(row for row in csv.DictReader(file) if row["cell"] == cell)
+    best = RUNS / cell / BEST_NAME
+    if not best.exists() or load_checkpoint(best)["frames"] != int(row["evaluated_frames"]):
+        raise InputError(f"--ship {cell}: {best} is not the policy that {RESULTS} tells of; remove the row to redo it")
     package = Path(mtrl_vec.__file__).parent
-    shutil.copy(RUNS / str(row["cell"]) / BEST_NAME, package / f"{PRETRAINED}.pt")
+    shutil.copy(best, package / f"{PRETRAINED}.pt")
     (package / f"{PRETRAINED}.json").write_text(json.dumps(row, indent=2) + "\n")
 
 
@@ -207,36 +225,44 @@ def _number(value: object, form: str) -> str:
     return "" if value == "" else form.format(float(str(value)))
 
 
-def main() -> int:
-    args = tyro.cli(Args)
+def study(args: Args) -> None:
+    """Measure what is missing, write it down, and report."""
     FOLDER.mkdir(exist_ok=True)
     RUNS.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     if RESULTS.exists():
         with RESULTS.open() as file:
             rows = list(csv.DictReader(file))
-    for name, flags in {} if args.report_only else cells(args).items():
-        if name in {row["cell"] for row in rows}:
+    measured, wanted = {row["cell"] for row in rows}, {} if args.report_only else cells(args)
+    if args.ship is not None and args.ship not in measured | wanted.keys():
+        raise InputError(f"--ship {args.ship}: no such cell; there are {', '.join(sorted(measured | wanted.keys()))}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("matplotlib is missing: make bench installs it")
+    for name, flags in wanted.items():
+        if name in measured:
             progress(f"{name} is in {RESULTS} already")
             continue
         rows.append(measure(name, flags, args.eval_seeds))
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_results(rows)
     if not rows:
-        print("error: nothing has been measured yet: run without --report-only", file=sys.stderr)
-        return 2
-    if args.ship is not None:
-        chosen = [row for row in rows if row["cell"] == args.ship]
-        if not chosen:
-            print(f"error: --ship {args.ship}: it is not in {RESULTS} yet", file=sys.stderr)
-            return 2
-        ship(chosen[0])
-    seeds = [row for row in rows if str(row["cell"]).startswith("seed")]
-    if seeds:
-        draw([str(row["cell"]) for row in seeds])
+        raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows))
+    if seeds := [str(row["cell"]) for row in rows if str(row["cell"]).startswith("seed")]:
+        draw(seeds)
+    if args.ship is not None:
+        ship(args.ship)
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    try:
+        study(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}", file=sys.stderr)
+        return 1
     return 0
 
 

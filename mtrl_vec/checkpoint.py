@@ -41,8 +41,9 @@ def find_checkpoint(path: Path) -> Path:
             ``pretrained``, for the policy that comes with the package.
     """
     if path == Path(PRETRAINED) and not path.exists():
-        return Path(__file__).parent / f"{PRETRAINED}.pt"
-    candidates = [path / BEST_NAME, path / CHECKPOINT_NAME] if path.is_dir() else [path]
+        candidates = [Path(__file__).parent / f"{PRETRAINED}.pt"]
+    else:
+        candidates = [path / BEST_NAME, path / CHECKPOINT_NAME] if path.is_dir() else [path]
     for file in candidates:
         if file.is_file():
             return file
@@ -77,14 +78,21 @@ def load_policy(path: Path) -> tuple[SharedPolicy, TrainConfig]:
     Raises:
         InputError: see `load_checkpoint`; also a checkpoint whose content does not fit this version.
     """
+    policy, config, _ = load_trained(path)
+    return policy, config
+
+
+def load_trained(path: Path) -> tuple[SharedPolicy, TrainConfig, int]:
+    """`load_policy`, and the frames it was trained for."""
     content = load_checkpoint(path)
     try:
         config = TrainConfig.from_dict(content["config"])
         policy = SharedPolicy(config)
         policy.load_state_dict(content["policy"])
+        frames = int(content["frames"])
     except Exception as error:
         raise InputError(f"{path} does not fit this version ({_first_line(error)})") from error
-    return policy.eval().requires_grad_(False), config
+    return policy.eval().requires_grad_(False), config, frames
 
 
 def _first_line(error: Exception) -> str:

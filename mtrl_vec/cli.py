@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mtrl_vec.checkpoint import find_checkpoint, load_checkpoint, load_policy
+from mtrl_vec.checkpoint import find_checkpoint, load_trained
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.errors import InputError, RunFailed
 
@@ -100,8 +100,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise InputError(f"--json {args.json}: give a file in an existing folder")
     file = find_checkpoint(args.checkpoint)
-    policy, config = load_policy(file)
-    frames = load_checkpoint(file)["frames"]
+    policy, config, frames = load_trained(file)
     print(f"evaluating {file}, trained for {frames:,} frames, on {evaluation.NUM_GOALS} goals a task", flush=True)
     results = evaluation.evaluate(policy, config.tasks, args.seed)
     table = Table(title=f"{file}, seed {args.seed}, {evaluation.NUM_GOALS} goals a task")

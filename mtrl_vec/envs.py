@@ -47,7 +47,8 @@ class MetaWorldEnv(EnvBase):
     Args:
         tasks: names, see `mtrl_vec.tasks.resolve_tasks`.
         num_envs: ``E``.
-        seed, first_slot, goals_seed, max_episode_steps, random_phase: see `mtrl_vec.sim.SawyerSim`.
+        seed, first_slot, goals_seed, max_episode_steps, random_phase, rest_after_success: see
+            `mtrl_vec.sim.SawyerSim`.
 
     Raises:
         InputError: unknown or repeated task.
@@ -63,6 +64,7 @@ class MetaWorldEnv(EnvBase):
         goals_seed: int | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         random_phase: bool = False,
+        rest_after_success: bool = False,
     ) -> None:
         super().__init__(batch_size=[num_envs])
         resolved = resolve_tasks(tasks)
@@ -75,6 +77,7 @@ class MetaWorldEnv(EnvBase):
             goals_seed=goals_seed,
             max_episode_steps=max_episode_steps,
             random_phase=random_phase,
+            rest_after_success=rest_after_success,
         )
         batch = self.batch_size
         self.observation_spec = Composite(
@@ -131,20 +134,23 @@ class MetaWorldEnv(EnvBase):
 def deferred_interrupts() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach. One that is pressed meanwhile takes effect at the end of the block.
 
-    A terminal sends it to every process of the group, but when and how to stop is for the parent to decide.
+    A terminal sends it to every process of the group, but when and how to stop is for the parent to decide. Where
+    SIGTERM counts as Ctrl-C, it waits as well; the new processes take it as ever.
     """
     received = threading.Event()
     resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
     main = threading.current_thread() is threading.main_thread()
+    like_ctrl_c = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    deferred = [signal.SIGINT, signal.SIGTERM] if like_ctrl_c else [signal.SIGINT]
     # Another thread may take the signal in spite of the mask.
-    handler = signal.signal(signal.SIGINT, lambda *_: received.set()) if main else None
+    handlers = {number: signal.signal(number, lambda *_: received.set()) for number in deferred if main}
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if main:
-            signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if received.is_set():
         raise KeyboardInterrupt
 
@@ -164,6 +170,8 @@ class SimulatorPool(ParallelEnv):
     _shortest_wait = 0.0
 
     def _start_workers(self) -> None:
+        # It would take threads from the learner for good, or give the parent more than it has just now.
+        self.num_threads = torch.get_num_threads()
         with deferred_interrupts():
             super()._start_workers()
 
@@ -180,9 +188,23 @@ class SimulatorPool(ParallelEnv):
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
-        self._check_alive(range(self.num_workers))
-        try:
+        with self._naming_the_dead():
             return super().step_and_maybe_reset(tensordict)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with self._naming_the_dead():
+            return super()._step(tensordict)
+
+    def _reset(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
+        with self._naming_the_dead():
+            return super()._reset(tensordict, **options)
+
+    @contextlib.contextmanager
+    def _naming_the_dead(self) -> Iterator[None]:
+        if not self.is_closed:  # else TorchRL is about to start them
+            self._check_alive(range(self.num_workers))
+        try:
+            yield
         except OSError:  # a worker's pipe broke just now
             self._check_alive(range(self.num_workers))
             raise
@@ -250,6 +272,7 @@ def make_env(
     goals_seed: int | None = None,
     max_episode_steps: int = MAX_EPISODE_STEPS,
     random_phase: bool = True,
+    rest_after_success: bool = False,
 ) -> ParallelEnv:
     """``W`` worker processes of ``E`` simulations each, holding all tasks in equal shares, as one TorchRL environment.
 
@@ -261,7 +284,8 @@ def make_env(
         tasks: names, see `mtrl_vec.tasks.resolve_tasks`.
         num_workers: ``W``; by default what suits the machine (`default_num_workers`).
         envs_per_worker: ``E``, a multiple of the number of tasks.
-        seed, first_slot, goals_seed, max_episode_steps, random_phase: see `mtrl_vec.sim.SawyerSim`.
+        seed, first_slot, goals_seed, max_episode_steps, random_phase, rest_after_success: see
+            `mtrl_vec.sim.SawyerSim`.
 
     Returns:
         An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
@@ -284,12 +308,12 @@ def make_env(
         "goals_seed": goals_seed,
         "max_episode_steps": max_episode_steps,
         "random_phase": random_phase,
+        "rest_after_success": rest_after_success,
     }
     return SimulatorPool(
         num_workers,
         MetaWorldEnv,
         create_env_kwargs=[shared | {"first_slot": first_slot + w * envs_per_worker} for w in range(num_workers)],
-        num_threads=torch.get_num_threads(),  # else TorchRL takes threads away from the learner
         num_sub_threads=1,
         mp_start_method="spawn",
     )

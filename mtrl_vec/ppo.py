@@ -65,8 +65,8 @@ class PPO:
     """The learner: holds loss, optimiser and the annealed targets for one policy.
 
     PPO (Schulman et al. 2017, eq. 7, torchrl's `ClipPPOLoss`) with generalised advantages (Schulman et al. 2016, eq.
-    16, torchrl's `GAE`). Deviations: rewards are scaled and advantages normalised per task, and the learning rate
-    follows the measured KL divergence (see `adapt_lr`).
+    16, torchrl's `GAE`). Deviations: success is rewarded (`TrainConfig.success_bonus`), rewards are scaled and
+    advantages normalised per task, and the learning rate follows the measured KL divergence (see `adapt_lr`).
 
     Args:
         config: the hyperparameters.
@@ -111,7 +111,7 @@ class PPO:
 
     @torch.no_grad()
     def add_advantages(self, rollout: TensorDictBase) -> dict[str, Tensor]:
-        """Add ``advantage`` and ``value_target`` [B, T, 1] to a rollout [B, T], in place.
+        """Add ``advantage`` and ``value_target`` [B, T, 1] to a rollout [B, T], in place. Its rewards stay as they are.
 
         An episode that was cut by the time limit goes on in the critic's eyes: its last step is bootstrapped from the
         value of its true last observation, ``next/observation``, not of the one after the reset.

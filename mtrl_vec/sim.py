@@ -14,6 +14,7 @@ Shapes: ``n`` slots. All lengths in metres.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import mujoco
@@ -80,6 +81,8 @@ class SawyerSim:
         max_episode_steps: the time limit, in environment steps.
         random_phase: start every slot's first episode at a random count of elapsed steps, so that resets are spread
             evenly over time instead of hitting all slots at once.
+        rest_after_success: once an episode has succeeded, its slot is not simulated any more until its next reset; it
+            stays where it is. For evaluations, which only ask whether.
     """
 
     def __init__(
@@ -92,12 +95,14 @@ class SawyerSim:
         goals_seed: int | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         random_phase: bool = False,
+        rest_after_success: bool = False,
     ) -> None:
         self.tasks = tuple(tasks)
         self.task_idx = np.array(task_idx, dtype=np.int64)
         self.num_slots = n = len(self.task_idx)
         self.max_episode_steps = max_episode_steps
         self.random_phase = random_phase
+        self.rest_after_success = rest_after_success
         self._goals = None if goals_seed is None else [task.benchmark_vectors(goals_seed) for task in tasks]
         self._first_slot = first_slot
         self.seed(seed)
@@ -119,6 +124,7 @@ class SawyerSim:
         """[n, 39] the latest observations."""
         self._previous = np.zeros((n, 18))  # the frame before, not clipped
         self._fresh = np.ones(n, dtype=bool)  # never reset so far
+        self._resting = np.zeros(n, dtype=bool)
         self._init_obj = np.zeros((n, 3))
         self._goal = np.zeros((n, 3))
         self._xpos = np.zeros((n, self._model.nbody, 3))
@@ -201,7 +207,7 @@ class SawyerSim:
         # A phase only shortens the very first episode; afterwards the slots stay spread.
         phased = self.random_phase and self._fresh[slot]
         self.elapsed[slot] = rng.integers(self.max_episode_steps) if phased else 0
-        self._fresh[slot] = False
+        self._fresh[slot] = self._resting[slot] = False
         state[:] = self._settled
         state[self._obj_qpos], state[self._obj_qvel] = obj, 0.0
         model, data = self._model, self._data
@@ -224,7 +230,7 @@ class SawyerSim:
         self._simulate(action)
         # MuJoCo resets a simulation that it finds broken, clock included.
         time_error = self.state[:, self._time] - before[:, self._time] - FRAME_SKIP * self._model.opt.timestep
-        unstable = (np.abs(time_error[:, 0]) > 1e-6) | ~np.isfinite(self.state).all(axis=1)
+        unstable = (np.abs(time_error[:, 0]) > 1e-6) & ~self._resting | ~np.isfinite(self.state).all(axis=1)
 
         if unstable.any():
             self.state[unstable] = before[unstable]
@@ -234,6 +240,8 @@ class SawyerSim:
         observation[unstable], frame[unstable] = self.observation[unstable], self._previous[unstable]
         reward, success = self._reward(observation, action)
         reward[unstable], success[unstable] = 0.0, False
+        if self.rest_after_success:
+            self._resting |= success
         self.observation, self._previous = observation, frame
         self.elapsed += 1
         truncated = (self.elapsed >= self.max_episode_steps) | unstable
@@ -243,7 +251,7 @@ class SawyerSim:
         """The physics of all slots: what the rest of this package exists to keep fed."""
         state = self.state
         # In float32 up to the sum, like Meta-World; `ctrl` takes the raw value and MuJoCo clamps it.
-        delta = np.clip(action[:, :3], -1, 1) * _ACTION_SCALE
+        delta = np.clip(action[:, :3], -1, 1) * _ACTION_SCALE * ~self._resting[:, None]
         state[:, self._mocap] = np.clip(state[:, self._mocap] + delta, _MOCAP_LOW, _MOCAP_HIGH)
         state[:, self._ctrl] = np.stack([action[:, 3], -action[:, 3]], axis=1)
 
@@ -256,7 +264,8 @@ class SawyerSim:
             mujoco.mj_forward,
         )
         xpos, site_xpos, obj_xmat = data.xpos, data.site_xpos, data.geom_xmat[self._obj_geom].reshape(3, 3)
-        for row, bodies, sites, xmat in zip(state, self._xpos, self._site_xpos, self._obj_xmat, strict=True):
+        slots = zip(state, self._xpos, self._site_xpos, self._obj_xmat, strict=True)
+        for row, bodies, sites, xmat in compress(slots, (~self._resting).tolist()):
             set_state(model, data, row, signature)
             mj_step(model, data, FRAME_SKIP)
             # Meta-World does this too, and it is not idle: it moves the solver's warm start.

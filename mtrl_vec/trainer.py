@@ -82,7 +82,7 @@ def _is_run(folder: Path) -> bool:
         values = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(values, dict) and values.keys() == TrainConfig().to_dict().keys()
+    return isinstance(values, dict) and {"tasks", "total_frames", "seed"} <= values.keys()
 
 
 @contextlib.contextmanager
@@ -142,19 +142,9 @@ class Trainer:
             max_episode_steps=cfg.max_episode_steps,
             random_phase=cfg.random_phase,
         )
-        # Its processes start at the first evaluation and sleep between them.
-        eval_env = make_env(
-            cfg.tasks,
-            num_workers=self.num_workers,
-            envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
-            seed=cfg.seed,
-            max_episode_steps=cfg.max_episode_steps,
-            first_slot=cfg.num_envs,  # random streams that training does not use
-            random_phase=False,
-        )
         with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
             closing.callback(env.close, raise_if_closed=False)
-            closing.callback(eval_env.close, raise_if_closed=False)
+            eval_env = self._make_eval_env(closing)
             log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
             total = cfg.num_iterations * cfg.frames_per_batch
             display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
@@ -178,11 +168,29 @@ class Trainer:
         else:
             shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
 
+    def _make_eval_env(self, closing: contextlib.ExitStack) -> EnvBase | None:
+        """Environments for the evaluations; their processes start at the first one and sleep between them."""
+        cfg = self.config
+        if not cfg.eval_interval:
+            return None
+        env = make_env(
+            cfg.tasks,
+            num_workers=self.num_workers,
+            envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
+            seed=cfg.seed,
+            first_slot=cfg.num_envs,  # random streams that training does not use
+            max_episode_steps=cfg.max_episode_steps,
+            random_phase=False,
+            rest_after_success=True,
+        )
+        closing.callback(env.close, raise_if_closed=False)
+        return env
+
     def _evaluate(self, env: EnvBase) -> dict[str, float]:
         """Success rates of the policy as it is now, which is kept if none was better."""
         rates = simulated_success_rates(self.policy, env, self.config.max_episode_steps)
         results = {f"eval/{task}/success_rate": rate for task, rate in zip(self.config.tasks, rates, strict=True)}
-        results["eval/mean_success_rate"] = mean = sum(rates) / len(rates)
+        results["eval/mean_success_rate"] = mean = round(sum(rates) / len(rates), 6)  # 1/3 + 2/3 is no tie otherwise
         if mean >= self.best_success:  # of equals the later one, which has learned more
             self.best_success = mean
             kept = {name: self._last_whole[name] for name in ("config", "iteration", "frames", "policy")}
@@ -192,9 +200,9 @@ class Trainer:
     def _evaluation_due(self) -> bool:
         interval, batch = self.config.eval_interval, self.config.frames_per_batch
         last = self.iteration == self.config.num_iterations
-        return interval > 0 and (last or self.frames // interval > (self.frames - batch) // interval)
+        return last or self.frames // interval > (self.frames - batch) // interval
 
-    def _loop(self, collector: Collector, eval_env: EnvBase, log: RunLog, display: ProgressDisplay) -> None:
+    def _loop(self, collector: Collector, eval_env: EnvBase | None, log: RunLog, display: ProgressDisplay) -> None:
         cfg, timer = self.config, Timer()
         episodes = EpisodeStatistics(cfg.tasks, cfg.num_envs, whole=not cfg.random_phase)
         rollouts = iter(collector)
@@ -214,7 +222,8 @@ class Trainer:
             self._last_whole = self._state()
             evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
             evaluation["eval/mean_success_rate"] = math.nan
-            if self._evaluation_due():
+            sps = cfg.frames_per_batch / (time.perf_counter() - before)
+            if eval_env is not None and self._evaluation_due():
                 with timer("evaluate"), single_threaded():
                     evaluation = self._evaluate(eval_env)
 
@@ -223,7 +232,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "frames": self.frames,
                 "time/elapsed": now - start,
-                "time/sps": cfg.frames_per_batch / (now - before),
+                "time/sps": sps,
                 "time/collect": timer.seconds["collect"],
                 "time/update": timer.seconds["update"],
                 "time/evaluate": timer.seconds.get("evaluate", 0.0),

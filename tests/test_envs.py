@@ -74,7 +74,8 @@ def test_workers_change_nothing() -> None:
             env.close()
 
 
-def test_a_dead_worker_is_named() -> None:
+@pytest.mark.parametrize("call", ["step_and_maybe_reset", "step", "reset"])
+def test_a_dead_worker_is_named(call) -> None:
     env = make_env(num_workers=2, envs_per_worker=3)
     try:
         td = env.reset()
@@ -83,8 +84,7 @@ def test_a_dead_worker_is_named() -> None:
         time.sleep(0.2)
         td["action"] = torch.zeros(2, 3, 4)
         with pytest.raises(WorkerDied, match=rf"worker 1 \(pid {victim}\)"):
-            for _ in range(2):
-                env.step_and_maybe_reset(td)
+            getattr(env, call)(td)
     finally:
         processes = list(env._workers)
         env.close()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import learning
 import pytest
 
+from mtrl_vec.checkpoint import load_checkpoint, save_checkpoint
 from mtrl_vec.cli import parse_train
 
 
-def write_metrics(path, successes: list[float], frames: int = 100) -> None:
+def write_metrics(path: Path, successes: list[float], frames: int = 100) -> None:
+    """A row of metrics every 90 seconds."""
     columns = [f"train/{task}/success_rate" for task in learning.TASK_NAMES]
-    lines = [",".join(["frames", "time/elapsed", *columns])]
+    lines = [",".join(["frames", "time/elapsed", "time/evaluate", *columns])]
     for i, success in enumerate(successes, start=1):
-        lines.append(",".join([str(i * frames), str(i * 90), *[str(success)] * 3]))
+        lines.append(",".join([str(i * frames), str(i * 90), str(i), *[str(success)] * 3]))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -26,17 +29,16 @@ def test_frames_and_minutes_until_a_success_rate_was_first_reached(tmp_path) -> 
     assert all(math.isnan(value) for value in learning.first_reached(metrics, "push-v3", 0.98))
 
 
-def test_only_a_whole_run_with_the_same_flags_counts_as_trained(tmp_path) -> None:
-    flags = ["--seed", "1"]
+def test_only_a_whole_run_with_the_same_settings_counts_as_trained(tmp_path) -> None:
+    flags = ["--seed", "1", "--total-frames", "250"]
     assert not learning.is_trained(tmp_path, flags)
-    (tmp_path / "config.json").write_text(json.dumps({"total_frames": 250}))
-    (tmp_path / "command.txt").write_text("--seed 1")
+    (tmp_path / "config.json").write_text(json.dumps(parse_train([*flags, f"--run-dir={tmp_path}"]).to_dict()))
     write_metrics(tmp_path / "metrics.csv", [0.1, 0.2])
     assert not learning.is_trained(tmp_path, flags)
     write_metrics(tmp_path / "metrics.csv", [0.1, 0.2, 0.3])
     assert learning.is_trained(tmp_path, flags)
-    assert not learning.is_trained(tmp_path, ["--seed", "2"])
-    (tmp_path / "metrics.csv").write_text("frames\n")
+    assert not learning.is_trained(tmp_path, ["--seed", "2", "--total-frames", "250"])
+    (tmp_path / "config.json").write_text("{")
     assert not learning.is_trained(tmp_path, flags)
 
 
@@ -46,6 +48,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(learning, "draw", lambda names: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     return tmp_path
 
 
@@ -79,6 +82,48 @@ def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, 
     assert measured[2][1] == ["--seed", "4"]
     cells = [line.split(",")[0] for line in (folders / "results.csv").read_text().splitlines()]
     assert cells == ["cell", "seed1", "seed2", "seed4"]
+
+
+def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
+    """With the commands replaced by what they leave behind; a second try does not train again."""
+    ran = []
+
+    def run(command, *arguments):
+        ran.append(command)
+        if command == "train":
+            run_dir = Path(arguments[-1])
+            run_dir.mkdir(parents=True)
+            config = parse_train(arguments)
+            (run_dir / "config.json").write_text(json.dumps(config.to_dict()))
+            write_metrics(run_dir / "metrics.csv", [0.5, 0.95, 0.96], frames=config.total_frames // 3)
+            save_checkpoint(run_dir / "best.pt", {"frames": 123, "policy": {}})
+        else:
+            seed = int(arguments[2])
+            scores = {f"eval/{task}/success_rate": seed / 100 for task in learning.TASK_NAMES}
+            scores |= {"eval/mean_success_rate": seed / 100, "checkpoint": "best.pt", "frames": 123, "seed": seed}
+            Path(arguments[-1]).write_text(json.dumps(scores))
+            if len(ran) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(learning, "run", run)
+    monkeypatch.setattr(learning.mtrl_vec, "__file__", str(folders / "package" / "__init__.py"))
+    (folders / "package").mkdir()
+    arguments = ["learning.py", "--seeds", "5", "--eval-seeds", "40", "60"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(KeyboardInterrupt):
+        learning.main()
+    assert learning.main() == 0
+    assert ran == ["train", "eval", "eval", "eval", "eval"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--ship", "seed5"])
+    assert learning.main() == 0
+    provenance = json.loads((folders / "package" / "pretrained.json").read_text())
+    assert provenance["eval/push-v3/success_rate"] == "0.5"
+    assert provenance["push-v3/minutes_to_0.9"] == "3.0"
+    assert provenance["command"] == "python -m mtrl_vec train --seed 5"
+    assert load_checkpoint(folders / "package" / "pretrained.pt")["frames"] == 123
+    save_checkpoint(folders / "runs" / "seed5" / "best.pt", {"frames": 124, "policy": {}})
+    assert learning.main() == 2
+    assert load_checkpoint(folders / "package" / "pretrained.pt")["frames"] == 123
 
 
 def test_the_ablation_changes_one_thing_at_a_time() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from metaworld_oracle import TASK_NAMES
+from metaworld_oracle import TASK_NAMES, expert
 
 from mtrl_vec.sim import SawyerSim, load_model
 from mtrl_vec.tasks import TASKS
@@ -25,6 +25,32 @@ def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
         two = [parts[0].step(action[:3]), parts[1].step(action[3:])]
         for a, b in zip(one, zip(*two, strict=True), strict=True):
             np.testing.assert_array_equal(a, np.concatenate(b))
+
+
+def test_resting_after_success_changes_nothing_before_it_and_everything_stands_still_after() -> None:
+    """Meta-World's experts in both, fed with the same observations, over an episode and a reset."""
+    task_idx = np.arange(6) % 3
+    usual, lazy = (SawyerSim(TASKS, task_idx, seed=1, rest_after_success=rest) for rest in (False, True))
+    experts = [expert(TASK_NAMES[k]) for k in task_idx]
+    for _ in range(2):
+        observation = usual.reset()
+        np.testing.assert_array_equal(lazy.reset(), observation)
+        rested = np.zeros(6, dtype=bool)
+        resting_state = lazy.state.copy()
+        for _ in range(120):
+            action = np.stack([e.get_action(o) for e, o in zip(experts, observation, strict=True)]).astype(np.float32)
+            one, two = usual.step(action), lazy.step(action)
+            np.testing.assert_array_equal(lazy.state[rested][:, :47], resting_state[rested][:, :47])
+            assert two.success[rested].all() and not two.unstable.any()
+            for a, b in zip(one, two, strict=True):
+                np.testing.assert_array_equal(a[~rested], b[~rested])
+            new = two.success & ~rested
+            resting_state[new] = lazy.state[new]
+            rested |= new
+            observation = one.observation
+            if rested.all():
+                break
+        assert rested.all()
 
 
 def test_seeds_and_slots_draw_different_goals() -> None:
