@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run
-CHECKPOINT ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
+CHECKPOINT ?= $(patsubst %/config.json,%,$(shell ls -t runs/*/config.json 2>/dev/null | head -n 1))
 
 .PHONY: help install train eval has-run test check bench clean
 
