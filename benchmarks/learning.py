@@ -9,7 +9,7 @@ interrupted and continued. Everything lands in ``benchmarks/learning/``: the met
 from __future__ import annotations
 
 import csv
-import importlib.util
+import hashlib
 import json
 import math
 import shlex
@@ -18,17 +18,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import tyro
 from machine import machine, progress, versions
 
 import mtrl_vec
-from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED, load_checkpoint
+from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED
 from mtrl_vec.cli import parse_train
 from mtrl_vec.errors import InputError
 from mtrl_vec.tasks import TASKS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent / "learning"
 RESULTS = FOLDER / "results.csv"
@@ -84,7 +89,14 @@ def cells(args: Args) -> dict[str, list[str]]:
 def run(*arguments: str) -> None:
     command = [sys.executable, "-m", "mtrl_vec", *arguments]
     progress(shlex.join(["python", *command[1:]]))
-    subprocess.run(command, check=True)
+    process = subprocess.Popen(command)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it was told as well, and is saving
+        raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -100,7 +112,7 @@ def is_trained(run_dir: Path, flags: Sequence[str]) -> bool:
     try:
         config = json.loads((run_dir / "config.json").read_text())
         frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # missing or torn
         return False
     return config == wanted.to_dict() and frames >= wanted.total_frames
 
@@ -117,8 +129,8 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     """Train and evaluate one cell. Returns its row of ``results.csv``."""
     run_dir = RUNS / name
     if not is_trained(run_dir, flags):
-        if run_dir.exists():
-            shutil.rmtree(run_dir)
+        if run_dir.exists():  # unfinished, or with other settings
+            run_dir.rename(run_dir.with_name(f"{name}-until-{datetime.now():%Y%m%d-%H%M%S}"))
         run("train", *flags, "--run-dir", str(run_dir))
     scores: list[dict[str, float]] = []
     for eval_seed in eval_seeds:
@@ -140,6 +152,7 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     mean = "eval/mean_success_rate"
     row[mean] = round(float(np.mean([score[mean] for score in scores])), 4)
     row["evaluated"], row["evaluated_frames"] = scores[0]["checkpoint"], scores[0]["frames"]
+    row["sha256"] = hashlib.sha256((run_dir / BEST_NAME).read_bytes()).hexdigest()
     row["eval_seeds"] = " ".join(map(str, eval_seeds))
     row["command"] = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
     return row | machine() | versions()
@@ -161,7 +174,7 @@ def ship(cell: str) -> None:
     with RESULTS.open() as file:
         row = next(row for row in csv.DictReader(file) if row["cell"] == cell)
     best = RUNS / cell / BEST_NAME
-    if not best.exists() or load_checkpoint(best)["frames"] != int(row["evaluated_frames"]):
+    if not best.exists() or hashlib.sha256(best.read_bytes()).hexdigest() != row["sha256"]:
         raise InputError(f"--ship {cell}: {best} is not the policy that {RESULTS} tells of; remove the row to redo it")
     package = Path(mtrl_vec.__file__).parent
     shutil.copy(best, package / f"{PRETRAINED}.pt")
@@ -170,11 +183,6 @@ def ship(cell: str) -> None:
 
 def draw(names: Sequence[str]) -> None:
     """Success and return per task over frames and over wall-clock: a thin line per seed, their mean in bold."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     runs = [read_metrics(FOLDER / f"{name}.csv") for name in names]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharey="row", layout="constrained")
     colors = dict(zip(TASK_NAMES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
@@ -236,8 +244,6 @@ def study(args: Args) -> None:
     measured, wanted = {row["cell"] for row in rows}, {} if args.report_only else cells(args)
     if args.ship is not None and args.ship not in measured | wanted.keys():
         raise InputError(f"--ship {args.ship}: no such cell; there are {', '.join(sorted(measured | wanted.keys()))}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("matplotlib is missing: make bench installs it")
     for name, flags in wanted.items():
         if name in measured:
             progress(f"{name} is in {RESULTS} already")
@@ -263,6 +269,8 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -139,20 +139,20 @@ def deferred_interrupts() -> Iterator[None]:
     """
     received = threading.Event()
     resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
     main = threading.current_thread() is threading.main_thread()
     like_ctrl_c = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-    deferred = [signal.SIGINT, signal.SIGTERM] if like_ctrl_c else [signal.SIGINT]
-    # Another thread may take the signal in spite of the mask.
-    handlers = {number: signal.signal(number, lambda *_: received.set()) for number in deferred if main}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)[: 1 + like_ctrl_c]}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
     try:
+        for number in handlers if main else ():  # another thread may take the signal in spite of the mask
+            signal.signal(number, lambda *_: received.set())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
+        for number, handler in handlers.items() if main else ():
             signal.signal(number, handler)
-    if received.is_set():
-        raise KeyboardInterrupt
+        if received.is_set():  # also where the new processes took it too, and failed to start
+            raise KeyboardInterrupt
 
 
 class SimulatorPool(ParallelEnv):
@@ -197,16 +197,22 @@ class SimulatorPool(ParallelEnv):
 
     def _reset(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
         with self._naming_the_dead():
-            return super()._reset(tensordict, **options)
+            result = super()._reset(tensordict, **options)
+        self._shortest_wait = 0.0  # a reset is no step, and steps may take longer from here on
+        return result
 
     @contextlib.contextmanager
     def _naming_the_dead(self) -> Iterator[None]:
-        if not self.is_closed:  # else TorchRL is about to start them
+        started = not self.is_closed  # else TorchRL is about to start them
+        if started:
             self._check_alive(range(self.num_workers))
         try:
             yield
-        except OSError:  # a worker's pipe broke just now
-            self._check_alive(range(self.num_workers))
+        except OSError:  # a worker's pipe broke just now, and its process is about to end
+            deadline = time.monotonic() + 1.0
+            while started and time.monotonic() < deadline:
+                self._check_alive(range(self.num_workers))
+                time.sleep(0.01)
             raise
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
@@ -233,15 +239,22 @@ class SimulatorPool(ParallelEnv):
                 reason = f"(pid {process.pid}) died with exit code {process.exitcode}"
                 raise WorkerDied(f"simulation worker {worker} {reason}")
 
+    def close(self, **options: Any) -> None:
+        """As in `ParallelEnv`, but leaves torch's threads as they are."""
+        threads = torch.get_num_threads()
+        super().close(**options)
+        torch.set_num_threads(threads)
+
     def _shutdown_workers(self) -> None:
         # TorchRL's own refuses to run once a worker is dead, and then leaves the others behind.
         for channel in self.parent_channels:
             with contextlib.suppress(OSError):
                 channel.send(("close", None))
         deadline = time.monotonic() + self.SHUTDOWN_SECONDS
-        for process in self._workers:
-            process.join(max(0.0, deadline - time.monotonic()))
-        self._terminate_and_join_workers(self._workers, timeout=2.0)
+        with contextlib.suppress(ValueError):  # TorchRL has given up on them already
+            for process in self._workers:
+                process.join(max(0.0, deadline - time.monotonic()))
+            self._terminate_and_join_workers(self._workers, timeout=2.0)
         for channel in self.parent_channels:
             channel.close()
         del self._workers, self.parent_channels, self.shared_tensordicts, self.shared_tensordict_parent

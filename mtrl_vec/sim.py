@@ -251,7 +251,7 @@ class SawyerSim:
         """The physics of all slots: what the rest of this package exists to keep fed."""
         state = self.state
         # In float32 up to the sum, like Meta-World; `ctrl` takes the raw value and MuJoCo clamps it.
-        delta = np.clip(action[:, :3], -1, 1) * _ACTION_SCALE * ~self._resting[:, None]
+        delta = np.clip(action[:, :3], -1, 1) * _ACTION_SCALE
         state[:, self._mocap] = np.clip(state[:, self._mocap] + delta, _MOCAP_LOW, _MOCAP_HIGH)
         state[:, self._ctrl] = np.stack([action[:, 3], -action[:, 3]], axis=1)
 

@@ -206,7 +206,9 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
-def test_ctrl_c_while_the_workers_start(tmp_path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True])
+def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
     command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--run-dir", str(tmp_path / "run"), "--quiet"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -214,7 +216,7 @@ def test_ctrl_c_while_the_workers_start(tmp_path) -> None:
     assert process.stdout.readline().startswith("training")
     while not (children := workers_of(descendants(process.pid))):
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent) if to_all else process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "interrupted: there was nothing to save yet\n"

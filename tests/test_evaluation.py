@@ -75,7 +75,7 @@ def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
     """The pretrained policy, given half of the time it needs: some environments succeed and some do not."""
     policy, config = load_policy(Path("pretrained"))
     steps = 45
-    env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False)
+    env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False, rest_after_success=True)
     try:
         rates = evaluation.simulated_success_rates(policy, env, steps)
     finally:
