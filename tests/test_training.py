@@ -49,8 +49,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
     [
         pytest.param({}, id="two torsos"),
         pytest.param({"shared_torso": True}, id="one torso"),
-        pytest.param({"device": "cuda", "compile": "off"}, id="cuda", marks=needs_cuda),
-        pytest.param({"device": "cuda", "compile": "on"}, id="cuda, compiled", marks=needs_cuda),
+        pytest.param({"device": "cuda", "compile": "off", "eval_interval": 192}, id="cuda", marks=needs_cuda),
+        pytest.param({"device": "cuda", "compile": "on", "eval_interval": 192}, id="cuda, compiled", marks=needs_cuda),
     ],
 )
 def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None:
