@@ -72,7 +72,7 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
 
 
 def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
-    """The pretrained policy, given half of the time it needs: some environments succeed and some do not."""
+    """The pretrained policy, cut off early: some environments have succeeded by then and some have not."""
     policy, config = load_policy(Path("pretrained"))
     steps = 45
     env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False, rest_after_success=True)
