@@ -6,13 +6,18 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mtrl_vec.errors import InputError
 from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS, resolve_tasks
 
 MAX_SEED = 2**32 - 1
 """NumPy's and Meta-World's seeds have 32 bits."""
+
+Device = Literal["auto", "cpu", "cuda"]
+Compile = Literal["auto", "off", "on"]
+Precision = Literal["auto", "fp32", "bf16"]
+CHOICES = {"device": get_args(Device), "compile": get_args(Compile), "precision": get_args(Precision)}
 
 
 @dataclass(frozen=True)
@@ -21,15 +26,22 @@ class TrainConfig:
 
     tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
     """Tasks to learn together, in equal shares."""
-    total_frames: int = 3_000_000
+    total_frames: int = 2_000_000
     """Environment steps to train for, over all tasks; rounded up to whole iterations."""
     seed: int = 1
     """Seed of the environments, the initial weights and the actions."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the policy lives and learns. auto: CUDA when there is one."""
-    compile: Literal["auto", "off", "on"] = "auto"
+    compile: Compile = "auto"
     """Compile policy and loss with torch.compile. auto: on CUDA only. On 2 CPU cores it saves 2 % of an
     iteration and costs half a minute at the start."""
+    cuda_graphs: bool = True
+    """On CUDA, replay the update as one CUDA graph."""
+    precision: Precision = "auto"
+    """Of forward passes and losses; weights, gradients and optimiser are always fp32. auto: bf16 on CUDA, fp32 on the
+    CPU."""
+    overlap: bool = False
+    """Collect the next rollout while learning from the last one, with a policy that is one iteration behind."""
     run_dir: Path | None = None
     """Where results go. By default a new folder under runs/."""
     overwrite: bool = False
@@ -41,7 +53,7 @@ class TrainConfig:
     """B, simulations running side by side. 120 a task: most numbers of workers share them evenly."""
     num_workers: int | None = None
     """Simulator processes, over which the environments are spread evenly. By default what suits the machine."""
-    max_episode_steps: int = 200
+    max_episode_steps: int = 100
     """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
     that works needs few (the pretrained one at most 63 on 180 fresh goals), and practises more with a new start than
     with holding on to the goal."""
@@ -51,11 +63,9 @@ class TrainConfig:
     """Start the environments at random points of their first episode, so that resets are spread over time."""
 
     torso: tuple[int, int] = (256, 256)
-    """Widths of the two hidden layers shared by the tasks."""
+    """Widths of the two hidden layers that the tasks share, and actor and critic as well."""
     head: int = 128
     """Width of the hidden layer of each task's head."""
-    shared_torso: bool = False
-    """One torso for actor and critic, instead of one each."""
     init_std: float = 1.0
     """Initial standard deviation of the actions, in units of the action range's half width."""
     final_std: float = 0.3
@@ -118,7 +128,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _require(not isinstance(value, float) or math.isfinite(value), field.name, value, "must be finite")
-        for name, choices in (("device", ("auto", "cpu", "cuda")), ("compile", ("auto", "off", "on"))):
+        for name, choices in CHOICES.items():
             _require(getattr(self, name) in choices, name, getattr(self, name), f"must be one of {', '.join(choices)}")
         for name in ("seed", "goals_seed"):
             value = getattr(self, name)
@@ -144,6 +154,10 @@ class TrainConfig:
             self.num_minibatches,
             f"must divide the {self.frames_per_batch} frames of a rollout (num_envs * num_steps)",
         )
+
+    def compiles(self, device_type: str) -> bool:
+        """Whether to compile on ``cpu`` or ``cuda``."""
+        return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
 
     @property
     def frames_per_batch(self) -> int:
@@ -180,7 +194,10 @@ def _require(condition: bool, name: str, value: object, problem: str) -> None:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "default": TrainConfig(),
+    "cpu": TrainConfig(),
+    # Wider and with larger minibatches: a GPU has an update done in no time, so that the simulators are all there is to
+    # wait for, and they prefer to be many per worker. Takes more frames, of which there are more per second.
+    "gpu": TrainConfig(num_envs=1440, total_frames=4_000_000, eval_interval=500_000),
     # The values of the tutorial that this project grew from, without its mistakes. Its batch of 512 frames is what 24
     # minibatches of 192 environments and 64 steps come to.
     "tutorial": TrainConfig(
@@ -188,7 +205,6 @@ PRESETS: dict[str, TrainConfig] = {
         num_steps=64,
         torso=(512, 512),
         head=128,
-        shared_torso=True,
         init_std=1.0,
         final_std=1.0,
         learn_std=False,
@@ -209,4 +225,4 @@ PRESETS: dict[str, TrainConfig] = {
         per_task_advantage=False,
     ),
 }
-"""Named starting points for `train --preset`."""
+"""Named starting points for `train --preset`. Without one it is ``gpu`` where CUDA is used, else ``cpu``."""

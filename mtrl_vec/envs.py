@@ -23,6 +23,7 @@ from torchrl.envs import EnvBase, ParallelEnv
 from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.sim import ACTION_SIZE, OBSERVATION_SIZE, SawyerSim
 from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS, resolve_tasks
+from mtrl_vec.timing import Timer
 
 ALL_TASKS = tuple(task.name for task in TASKS)
 
@@ -167,6 +168,8 @@ class SimulatorPool(ParallelEnv):
     SLEEP_SHARE = 0.85  # of the shortest of the last waits
     CHECK_SECONDS = 0.2  # between looks for dead workers
     SHUTDOWN_SECONDS = 10.0
+    timer: Timer | None = None
+    """Counts the section ``simulate``, if there is one."""
     _shortest_wait = 0.0
 
     def _start_workers(self) -> None:
@@ -188,7 +191,7 @@ class SimulatorPool(ParallelEnv):
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
-        with self._naming_the_dead():
+        with self.timer("simulate") if self.timer else contextlib.nullcontext(), self._naming_the_dead():
             return super().step_and_maybe_reset(tensordict)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
+from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import MAX_SEED
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
@@ -69,31 +70,29 @@ class OfficialAgent:
 def mean_action(policy: SharedPolicy, observation: NDArray, task_idx: torch.Tensor) -> NDArray[np.float32]:
     """The policy's mean actions [n, 4], clipped to [-1, 1], for observations [n, 39] of tasks [n]."""
     one_hot = torch.nn.functional.one_hot(task_idx, policy.num_tasks).float()
-    loc, _ = policy.actor[0].module(torch.as_tensor(observation, dtype=torch.float32), one_hot, task_idx)
+    loc, _ = policy.distribution(torch.as_tensor(observation, dtype=torch.float32), one_hot, task_idx)
     return loc.clamp(-1, 1).numpy()
 
 
-@torch.no_grad()
-def simulated_success_rates(policy: SharedPolicy, env: EnvBase, num_steps: int) -> list[float]:
+def simulated_success_rates(acting: ActingPolicy, env: EnvBase, num_tasks: int, num_steps: int) -> list[float]:
     """Share of environments per task that succeed at any of ``num_steps`` steps with the mean action, [K].
 
     Args:
-        policy: on any device.
+        acting: the policy.
         env: environments of all tasks, see `mtrl_vec.envs.make_env`; they are reset first.
+        num_tasks: ``K``.
         num_steps: their time limit.
     """
-    device = next(policy.parameters()).device
     state = env.reset()
     success = torch.zeros(state["success"].shape, dtype=torch.bool)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         for _ in range(num_steps):
-            state["action"] = policy.actor(state.to(device))["action"].cpu()
-            state = step_mdp(env.step(state))
+            state = step_mdp(env.step(acting(state)))
             success |= state["success"]
             if success.all():
                 break
     task_idx = state["task_idx"]
-    return [success[task_idx == k].float().mean().item() for k in range(policy.num_tasks)]
+    return [success[task_idx == k].float().mean().item() for k in range(num_tasks)]
 
 
 def evaluate(policy: SharedPolicy, tasks: Sequence[str], seed: int) -> dict[str, float]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import csv
 import sys
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +64,6 @@ class EpisodeStatistics:
             out[f"train/{task}/success_rate"] = float(np.mean(successes))
             out[f"train/{task}/return"] = float(np.mean(returns))
         return out
-
-
-class Timer:
-    """Seconds spent in named sections, cumulative."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count the time spent inside the ``with`` block towards ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class RunLog:

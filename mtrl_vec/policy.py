@@ -1,6 +1,6 @@
 """The shared policy: one torso for all tasks, and a head per task that each row is routed to.
 
-Shapes: ``B`` rows, ``K`` tasks, ``D`` observation size, ``A`` action size.
+Shapes: ``B`` rows, ``K`` tasks, ``D`` observation size, ``H`` width of the torso's output, ``A`` action size.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from tensordict.nn import InteractionType, TensorDictModule
+from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
@@ -16,21 +16,15 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.normalization import ObservationNorm
 from mtrl_vec.sim import ACTION_SIZE, OBSERVATION_SIZE
 
-
-def make_torso(in_features: int, widths: tuple[int, int]) -> nn.Sequential:
-    """Linear, LayerNorm, SiLU, Linear, SiLU."""
-    first, second = widths
-    return nn.Sequential(
-        nn.Linear(in_features, first), nn.LayerNorm(first), nn.SiLU(), nn.Linear(first, second), nn.SiLU()
-    )
+MANY_TASKS = 8
+"""From here on a GPU sorts rows by task instead of computing all heads for all of them: see `TaskHeads`."""
 
 
 class TaskHeads(nn.Module):
     """``K`` two-layer perceptrons in stacked weights ``[K, in, out]``; every row gets the output of its own task's.
 
-    On the CPU rows are sorted by task, and each head does its own share. On a GPU the sizes of the shares would have to
-    be waited for; there, and in compiled code, all heads are evaluated for all rows in one product per layer, and each
-    row gathers its own. Either way a row gives the other tasks' heads exactly zero gradient.
+    There are several ways to the same result, which ``benchmarks/routing.py`` compares; `forward` takes the fastest.
+    In all of them a row gives the other tasks' heads exactly zero gradient.
     """
 
     def __init__(self, num_tasks: int, in_features: int, hidden: int, out_features: int, out_gain: float) -> None:
@@ -46,26 +40,42 @@ class TaskHeads(nn.Module):
     def forward(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """features [B, in], task_idx [B] -> [B, out]."""
         if features.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.split(features, task_idx)
+        if features.device.type == "cuda" and features.dtype == torch.bfloat16 and len(self.weight1) >= MANY_TASKS:
             return self.grouped(features, task_idx)
         return self.gathered(features, task_idx)
 
-    def grouped(self, features: Tensor, task_idx: Tensor) -> Tensor:
-        """`forward`, one head after the other on its own rows."""
+    def split(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """Rows sorted by task, each head on its own; to learn the sizes one would have to wait for a GPU."""
         order = torch.argsort(task_idx)
         counts = torch.bincount(task_idx, minlength=len(self.weight1)).tolist()
         rows = features.index_select(0, order)
-        hidden = nn.functional.silu(grouped_linear(rows, self.weight1, self.bias1, counts))
-        return grouped_linear(hidden, self.weight2, self.bias2, counts).index_select(0, torch.argsort(order))
+        hidden = nn.functional.silu(split_linear(rows, self.weight1, self.bias1, counts))
+        return split_linear(hidden, self.weight2, self.bias2, counts).index_select(0, torch.argsort(order))
 
     def gathered(self, features: Tensor, task_idx: Tensor) -> Tensor:
-        """`forward`, all heads on all rows; nothing in it waits for the device."""
+        """All heads on all rows, of which each row gathers its own."""
         hidden = nn.functional.silu(gathered_linear(features, self.weight1, self.bias1, task_idx))
+        return self._output(hidden, task_idx)
+
+    def grouped(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """Rows sorted by task, all heads in one grouped product, which takes the sizes from the device: in bf16."""
+        order = torch.argsort(task_idx)
+        sorted_idx = task_idx.index_select(0, order)
+        tasks = torch.arange(len(self.weight1), device=task_idx.device)
+        ends = torch.searchsorted(sorted_idx, tasks, right=True).int()
+        rows, weight = features.index_select(0, order).bfloat16(), self.weight1.bfloat16()
+        product = nn.functional.grouped_mm(rows, weight, offs=ends)
+        hidden = nn.functional.silu(product + self.bias1.bfloat16().index_select(0, sorted_idx))
+        return self._output(hidden, sorted_idx).index_select(0, torch.argsort(order))
+
+    def _output(self, hidden: Tensor, task_idx: Tensor) -> Tensor:
         # In fp32 also under autocast: bf16 would round a value of 10 to the next 1/16.
         with torch.autocast(hidden.device.type, enabled=False):
             return gathered_linear(hidden.float(), self.weight2, self.bias2, task_idx)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
+def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
     """The first ``counts[0]`` rows times ``weight[0]``, the next ``counts[1]`` times ``weight[1]``, and so on.
 
     Shapes: [B, in], [K, in, out], [K, out] -> [B, out].
@@ -104,7 +114,7 @@ def relative_features(observation: Tensor) -> Tensor:
 
 
 class InputFeatures(nn.Module):
-    """What a torso sees: the observation, relative and normalised as the settings say, and the task one-hot."""
+    """What the torso sees: the observation, relative and normalised as the settings say, and the task one-hot."""
 
     def __init__(self, relative: bool, normalize: bool) -> None:
         super().__init__()
@@ -118,86 +128,116 @@ class InputFeatures(nn.Module):
             self.observation_norm.update(relative_features(observation) if self.relative else observation)
 
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
-        """[..., D], [..., K] -> [rows, size + K]."""
+        """[..., D], [..., K] -> [..., size + K]."""
         features = relative_features(observation) if self.relative else observation
         if self.normalize:
             features = self.observation_norm(features)
-        return torch.cat([features, task_one_hot], dim=-1).flatten(0, -2)
+        return torch.cat([features, task_one_hot], dim=-1)
 
 
-class Actor(nn.Module):
+class Torso(nn.Module):
+    """What the tasks share, and actor and critic too: input features, then Linear, LayerNorm, SiLU, Linear, SiLU."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        first, second = config.torso
+        self.features = InputFeatures(config.relative_inputs, config.normalize_observation)
+        self.layers = nn.Sequential(
+            nn.Linear(self.features.size + len(config.tasks), first),
+            nn.LayerNorm(first),
+            nn.SiLU(),
+            nn.Linear(first, second),
+            nn.SiLU(),
+        )
+
+    def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
+        """[..., D], [..., K] -> [..., H]."""
+        return self.layers(self.features(observation, task_one_hot))
+
+
+class ActorHeads(nn.Module):
     """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit."""
 
     std_limit: Tensor
 
-    def __init__(self, features: InputFeatures, torso: nn.Module, heads: TaskHeads, log_std: nn.Parameter) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.features, self.torso, self.heads, self.log_std = features, torso, heads, log_std
-        self.register_buffer("std_limit", log_std.detach().exp().max())
+        k = len(config.tasks)
+        # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
+        self.heads = TaskHeads(k, config.torso[1], config.head, ACTION_SIZE, 0.01)
+        log_std = torch.full((k, ACTION_SIZE), math.log(config.init_std))
+        self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
+        self.register_buffer("std_limit", torch.tensor(config.init_std))
 
     def std(self) -> Tensor:
         """Standard deviation per task and dimension, [K, A]."""
         return torch.minimum(self.log_std.exp(), self.std_limit)
 
-    def forward(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., D], [..., K], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""
+    def forward(self, hidden: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., H], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""
         rows = task_idx.flatten()
-        loc = self.heads(self.torso(self.features(observation, task_one_hot)), rows)
+        loc = self.heads(hidden.flatten(0, -2), rows)
         scale = self.std().index_select(0, rows)
         shape = (*task_idx.shape, ACTION_SIZE)
         return loc.view(shape), scale.view(shape)
 
 
-class Critic(nn.Module):
+class CriticHeads(nn.Module):
     """Expected discounted return of the scaled reward."""
 
-    def __init__(self, features: InputFeatures, torso: nn.Module, heads: TaskHeads) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.features, self.torso, self.heads = features, torso, heads
+        self.heads = TaskHeads(len(config.tasks), config.torso[1], config.head, 1, 1.0)
 
-    def forward(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> Tensor:
-        """[..., D], [..., K], [...] -> [..., 1], float32 also under autocast."""
-        value = self.heads(self.torso(self.features(observation, task_one_hot)), task_idx.flatten())
-        return value.view(*task_idx.shape, 1)
+    def forward(self, hidden: Tensor, task_idx: Tensor) -> Tensor:
+        """[..., H], [...] -> [..., 1], float32 also under autocast."""
+        return self.heads(hidden.flatten(0, -2), task_idx.flatten()).view(*task_idx.shape, 1)
 
 
 class SharedPolicy(nn.Module):
-    """Actor and critic of all tasks, as TensorDict modules.
+    """Actor and critic of all tasks: one torso, and heads per task for either, as TensorDict modules.
 
-    ``actor`` is a `ProbabilisticActor` that adds ``loc``, ``scale``, ``action`` and ``action_log_prob``; ``critic``
-    adds ``state_value``. Both read ``observation`` [..., D], ``task_one_hot`` [..., K] and ``task_idx`` [...].
+    `torso` turns ``observation`` [..., D] and ``task_one_hot`` [..., K] into ``hidden`` [..., H]; from that and
+    ``task_idx`` [...], `actor_heads` adds ``loc``, ``scale``, ``action`` and ``action_log_prob``, and `critic_heads`
+    ``state_value``. Either reads the same ``hidden``, which an update therefore computes once.
 
-    Actions are normal around ``loc``, unbounded; the simulator clips them. With ``shared_torso`` actor and critic
-    differ only in their heads.
+    Actions are normal around ``loc``, unbounded; the simulator clips them.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.num_tasks = k = len(config.tasks)
-        width = config.torso[1]
-        self.features = InputFeatures(config.relative_inputs, config.normalize_observation)
-        in_features = self.features.size + k
-        actor_torso = make_torso(in_features, config.torso)
-        critic_torso = actor_torso if config.shared_torso else make_torso(in_features, config.torso)
-        log_std = nn.Parameter(torch.full((k, ACTION_SIZE), math.log(config.init_std)), requires_grad=config.learn_std)
-        # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
-        actor = Actor(self.features, actor_torso, TaskHeads(k, width, config.head, ACTION_SIZE, 0.01), log_std)
-        critic = Critic(self.features, critic_torso, TaskHeads(k, width, config.head, 1, 1.0))
-        inputs = ["observation", "task_one_hot", "task_idx"]
-        self.actor = ProbabilisticActor(
-            TensorDictModule(actor, in_keys=inputs, out_keys=["loc", "scale"]),
+        self.num_tasks = len(config.tasks)
+        self.torso = TensorDictModule(Torso(config), in_keys=["observation", "task_one_hot"], out_keys=["hidden"])
+        self.actor_heads = ProbabilisticActor(
+            TensorDictModule(ActorHeads(config), in_keys=["hidden", "task_idx"], out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
             distribution_class=IndependentNormal,
             distribution_kwargs={"validate_args": False},  # validation waits for the device
             return_log_prob=True,
             default_interaction_type=InteractionType.RANDOM,
         )
-        self.critic = TensorDictModule(critic, in_keys=inputs, out_keys=["state_value"])
+        self.critic_heads = TensorDictModule(
+            CriticHeads(config), in_keys=["hidden", "task_idx"], out_keys=["state_value"]
+        )
+
+    @property
+    def actor(self) -> ProbabilisticTensorDictSequential:
+        """Torso and actor heads in one, for acting: an action sampled or the mean, by torchrl's exploration type."""
+        modules = self.torso, *self.actor_heads
+        return ProbabilisticTensorDictSequential(*modules).select_out_keys("loc", "scale", "action", "action_log_prob")
+
+    def distribution(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., D], [..., K], [...] -> mean and standard deviation of the actions, [..., A] each."""
+        return self.actor_heads[0].module(self.torso.module(observation, task_one_hot), task_idx)
+
+    def value(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> Tensor:
+        """[..., D], [..., K], [...] -> expected discounted return of the scaled reward, [..., 1]."""
+        return self.critic_heads.module(self.torso.module(observation, task_one_hot), task_idx)
 
     def action_std(self) -> Tensor:
         """Standard deviation of the actions per task and dimension, [K, A]."""
-        return self.actor[0].module.std().detach()
+        return self.actor_heads[0].module.std().detach()
 
     def limit_std(self, limit: float) -> None:
         """Keep the standard deviations at or below a value from now on."""
-        self.actor[0].module.std_limit.fill_(limit)
+        self.actor_heads[0].module.std_limit.fill_(limit)

@@ -1,25 +1,29 @@
 """PPO on a rollout of all tasks: advantages, the loss, one optimiser step, and the loop over epochs and minibatches.
 
-Everything here runs eagerly; `PPO` is the one place where it is compiled. Nothing in the update waits for the device:
-the learning rate is a tensor, and metrics stay on the device until the caller reads them.
+Everything here runs eagerly; the constructor of `PPO` is the one place where it is compiled and, on a GPU, captured in
+a CUDA graph. Nothing in the update waits for the device: the learning rate is a tensor, and metrics stay on the device
+until all epochs are queued.
 
 Shapes: ``B`` environments, ``T`` steps, ``N = B * T`` frames, ``K`` tasks.
 """
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.device import DeviceCopy, GraphedCall, autocast, on_stream
 from mtrl_vec.normalization import RewardScale
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.timing import Timer
 
 LEARNING_KEYS = (
     "observation",
@@ -31,6 +35,15 @@ LEARNING_KEYS = (
     "value_target",
 )
 """What the loss reads; the rest of a rollout is left behind when minibatches are cut."""
+
+ROLLOUT_KEYS = (
+    *LEARNING_KEYS[:5],
+    *(("next", name) for name in ("observation", "reward", "success", "done", "terminated")),
+)
+"""What is learned from of what the collector brings."""
+
+STEP_METRICS = ("loss_policy", "loss_critic", "approx_kl", "clip_fraction", "grad_norm")
+"""What every optimiser step tells."""
 
 LR_BOUNDS = (1e-5, 3e-3)
 MAX_LR_CHANGE = 1.5  # factor per iteration
@@ -71,19 +84,24 @@ class PPO:
     Args:
         config: the hyperparameters.
         policy: on its device.
+        timer: counts the sections ``load``, ``advantages`` and ``update``.
     """
 
-    def __init__(self, config: TrainConfig, policy: SharedPolicy) -> None:
+    def __init__(self, config: TrainConfig, policy: SharedPolicy, timer: Timer | None = None) -> None:
         self.config = config
         self.policy = policy
+        self.behaviour = policy
+        """What collected the rollouts, see `ActingPolicy.behaviour`."""
+        self.timer = timer or Timer()
         self.device = next(policy.parameters()).device
+        on_gpu = self.device.type == "cuda"
         self.reward_scale = RewardScale(config.num_envs, len(config.tasks), config.gamma).to(self.device)
         self.gae = GAE(
             gamma=config.gamma, lmbda=config.gae_lambda, value_network=None, vectorized=False, device=self.device
         )
         self.loss = ClipPPOLoss(
-            policy.actor,
-            policy.critic,
+            policy.actor_heads,
+            policy.critic_heads,
             clip_epsilon=config.clip_epsilon,
             entropy_bonus=config.entropy_coeff > 0,
             entropy_coeff=config.entropy_coeff,
@@ -93,59 +111,91 @@ class PPO:
         )
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.lr = torch.tensor(config.lr, device=self.device)
-        self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True)
+        self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True, capturable=on_gpu)
         # Minibatch order has a stream of its own, so that it does not depend on what else draws random numbers.
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.minibatch_loss = self._minibatch_loss
-        if config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda"):
-            # In place: the collector acts with the same modules.
-            policy.actor[0].module.compile(fullgraph=True)
-            policy.critic.module.compile(fullgraph=True)
-            self.minibatch_loss = torch.compile(self._minibatch_loss, fullgraph=True)
+        self.stream = torch.cuda.Stream() if on_gpu else None
+        self.to_device = DeviceCopy(self.device) if on_gpu else None
+        # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
+        self.frames: TensorDictBase | None = None
+        self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """bf16 for forward and loss on CUDA; the CPU stays in fp32."""
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+        self.advantages, self.minibatch_loss = self._advantages, self._minibatch_loss
+        self.step: Callable[[], Tensor] = self._step
+        if config.compiles(self.device.type):
+            self.advantages = torch.compile(self._advantages, fullgraph=True)
+            self.minibatch_loss = torch.compile(self._minibatch_loss, fullgraph=True)
+        if on_gpu and config.cuda_graphs:
+            self.step = GraphedCall(self._step, warmup=config.num_epochs * config.num_minibatches)
+
+    def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
+        """Everything there is to do with a rollout [B, T], which is on the CPU and stays as it is.
+
+        Args:
+            progress: fraction of the run that is over, for the annealing.
+
+        Returns:
+            Metrics, see `add_advantages` and `update`. Reading them is the one time that this waits for the device.
+        """
+        with on_stream(self.stream):
+            with self.timer("load"):
+                data = rollout.select(*ROLLOUT_KEYS, strict=False)
+                if self.to_device is not None:
+                    data = self.to_device(data)
+            with self.timer("advantages"):
+                metrics = self.add_advantages(data)
+            with self.timer("update"):
+                metrics |= self.update(data, progress)
+                return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
     @torch.no_grad()
-    def add_advantages(self, rollout: TensorDictBase) -> dict[str, Tensor]:
-        """Add ``advantage`` and ``value_target`` [B, T, 1] to a rollout [B, T], in place. Its rewards stay as they are.
+    def add_advantages(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """Add ``advantage`` and ``value_target`` [B, T, 1] to a rollout [B, T] on the policy's device, in place.
 
-        An episode that was cut by the time limit goes on in the critic's eyes: its last step is bootstrapped from the
-        value of its true last observation, ``next/observation``, not of the one after the reset.
+        On a GPU ``action_log_prob`` is added as well. Taken from the collection, with its other precision and kernels,
+        it would start the probability ratio out as noise around 1.
 
         Returns:
             Metrics, as device tensors.
         """
-        raw, one_hot = rollout["next", "reward"], rollout["task_one_hot"]
-        reward = raw + self.config.success_bonus * rollout["next", "success"]
+        with autocast(self.device, self.config.precision):
+            added = self.advantages(data)
+        explained = added.pop("explained_variance")
+        data.update(added)
+        return {"explained_variance": explained}
+
+    def _advantages(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """An episode that was cut by the time limit goes on in the critic's eyes: its last step is bootstrapped from
+        the value of its true last observation, ``next/observation``, not of the one after the reset.
+        """
+        after, task = data["next"], (data["task_one_hot"], data["task_idx"])
+        reward = after["reward"] + self.config.success_bonus * after["success"]
         if self.config.normalize_reward:
-            self.reward_scale.update(reward.squeeze(-1), rollout["next", "done"].squeeze(-1), one_hot)
-            reward = self.reward_scale(reward, one_hot)
-        rollout["next", "reward"] = reward
-        with self.autocast():
-            self.policy.critic(rollout)
-            # Mostly the same observations one step later, but for truncations and the last step. The epochs that follow
-            # cost many times this.
-            self.policy.critic(rollout["next"])
-            if self.device.type == "cuda":
-                # The rollout's log-probabilities come from another precision or kernel than the update's; taken as they
-                # are, the probability ratio would start out as noise around 1.
-                dist = self.policy.actor.get_dist(rollout)
-                rollout["action_log_prob"] = dist.log_prob(rollout["action"])
-        self.gae(rollout)
-        rollout["next", "reward"] = raw
-        groups = one_hot.flatten(0, 1)
+            self.reward_scale.update(reward.squeeze(-1), after["done"].squeeze(-1), task[0])
+            reward = self.reward_scale(reward, task[0])
+        # The next observations are mostly the same ones a step later, but for truncations and the last step. The epochs
+        # that follow cost many times this.
+        value, next_value = (self.policy.value(td["observation"], *task) for td in (data, after))
+        judged = {"state_value": next_value, "reward": reward, "done": after["done"], "terminated": after["terminated"]}
+        estimate = self.gae(TensorDict({"state_value": value, "next": judged}, data.batch_size))
+        advantage, target = estimate["advantage"], estimate["value_target"]
+        groups = task[0].flatten(0, 1)
         if not self.config.per_task_advantage:
             groups = torch.ones_like(groups[:, :1])
-        advantage = rollout["advantage"]
-        rollout["advantage"] = normalize_advantage(advantage.flatten(0, 1), groups).view_as(advantage)
-        return {"explained_variance": explained_variance(rollout["state_value"], rollout["value_target"])}
+        added = {
+            "advantage": normalize_advantage(advantage.flatten(0, 1), groups).view_as(advantage),
+            "value_target": target,
+            "explained_variance": explained_variance(value, target),
+        }
+        if self.to_device is not None:
+            loc, scale = self.behaviour.distribution(data["observation"], *task)
+            added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])
+        return added
 
-    def update(self, rollout: TensorDictBase, progress: float) -> dict[str, Tensor]:
+    def update(self, data: TensorDictBase, progress: float) -> dict[str, Tensor]:
         """All epochs over a rollout [B, T] with advantages, then the learning rate and the statistics for the next one.
+
+        Nothing in it waits for the device.
 
         Args:
             progress: fraction of the run that is over, for the annealing.
@@ -155,33 +205,47 @@ class PPO:
             policy is furthest from the one that acted.
         """
         cfg = self.config
-        data = rollout.select(*LEARNING_KEYS).reshape(-1)
-        metrics: list[dict[str, Tensor]] = []
+        self._take(data.select(*LEARNING_KEYS).reshape(-1))
+        steps: list[Tensor] = []
         for _ in range(cfg.num_epochs):
-            order = torch.randperm(len(data), device=self.device, generator=self.generator)
-            for index in order.view(cfg.num_minibatches, -1):
-                metrics.append(self.step(data[index]))
-        mean = {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
-        mean["approx_kl"] = torch.stack([m["approx_kl"] for m in metrics[-cfg.num_minibatches :]]).mean()
-        mean["lr"] = self.lr.clone()
+            order = torch.randperm(cfg.frames_per_batch, device=self.device, generator=self.generator)
+            for rows in order.view(cfg.num_minibatches, -1):
+                self.rows.copy_(rows)
+                steps.append(self.step().clone())
+        table = torch.stack(steps)
+        metrics = dict(zip(STEP_METRICS, table.mean(0).unbind(), strict=True))
+        metrics["approx_kl"] = table[-cfg.num_minibatches :, STEP_METRICS.index("approx_kl")].mean()
+        metrics["lr"] = self.lr.clone()
         if cfg.target_kl is not None:
-            self.adapt_lr(mean["approx_kl"], annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
+            target = annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress)
+            self.adapt_lr(metrics["approx_kl"], target)
         self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress, start=STD_LIMIT_START))
-        self.policy.features.update(rollout["observation"])
-        return mean
+        self.policy.torso.module.features.update(data["observation"])
+        return metrics
 
-    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch [n]. Returns its metrics, as device tensors."""
-        with self.autocast(), set_exploration_type(ExplorationType.RANDOM):
+    def _take(self, frames: TensorDictBase) -> None:
+        if self.to_device is None:
+            self.frames = frames
+        elif self.frames is None:
+            self.frames = frames.clone()
+        else:
+            for key, value in frames.items():
+                self.frames[key].copy_(value)
+
+    def _step(self) -> Tensor:
+        """One optimiser step on `rows` of `frames`. Returns its `STEP_METRICS`."""
+        assert self.frames is not None
+        batch = self.frames[self.rows]
+        with autocast(self.device, self.config.precision), set_exploration_type(ExplorationType.RANDOM):
             total, metrics = self.minibatch_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
         self.optimizer.step()
-        return metrics
+        return torch.stack([metrics[name] for name in STEP_METRICS])
 
     def _minibatch_loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        out = self.loss(batch)
+        out = self.loss(self.policy.torso(batch))
         total = out["loss_objective"] + out["loss_critic"]
         metrics = {
             "loss_policy": out["loss_objective"].detach(),

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
+from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.checkpoint import BEST_NAME, CHECKPOINT_NAME, save_checkpoint
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.device import resolve_device
 from mtrl_vec.envs import default_num_workers, make_env
 from mtrl_vec.errors import Diverged, InputError
 from mtrl_vec.evaluation import simulated_success_rates
-from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog, Timer
+from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
+from mtrl_vec.timing import Timer
 
 CHECKPOINT_SECONDS = 60.0
 
-
-def resolve_device(device: str) -> torch.device:
-    """``auto`` is CUDA when there is one. Raises InputError when CUDA is asked for and missing."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise InputError("device is cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
+SECTIONS = ("collect", "simulate", "infer", "transfer", "load", "advantages", "update", "evaluate")
+"""Of the timer. Collecting is to simulate, infer and transfer, and TorchRL's own work."""
 
 
 def resolve_num_workers(config: TrainConfig) -> int:
@@ -45,7 +46,8 @@ def resolve_num_workers(config: TrainConfig) -> int:
     return max(w for w in range(1, default_num_workers() + 1) if envs_per_task % w == 0)
 
 
-RUN_FILES = {"config.json", "metrics.csv", "tensorboard"} | {
+TRACE_NAME = "trace.json.gz"
+RUN_FILES = {"config.json", "metrics.csv", "tensorboard", TRACE_NAME} | {
     Path(name).stem + suffix for name in (CHECKPOINT_NAME, BEST_NAME) for suffix in (".pt", ".tmp")
 }
 
@@ -101,19 +103,23 @@ class Trainer:
 
     Args:
         config: what to train.
+        timer: counts the sections of an iteration.
 
     Raises:
         InputError: a device that is not there, or a run folder that exists.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, timer: Timer | None = None) -> None:
         self.config = config
         self.device = resolve_device(config.device)
         self.num_workers = resolve_num_workers(config)
         self.run_dir = prepare_run_dir(config)
         torch.manual_seed(config.seed)
+        self.timer = timer or Timer()
         self.policy = SharedPolicy(config).to(self.device)
-        self.ppo = PPO(config, self.policy)
+        self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.overlap)
+        self.ppo = PPO(config, self.policy, self.timer)
+        self.ppo.behaviour = self.acting.behaviour
         self.iteration = 0
         self.best_success = -1.0
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
@@ -133,6 +139,24 @@ class Trainer:
             Diverged: a loss or a gradient is no longer finite.
         """
         cfg = self.config
+        with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
+            closing.callback(self._remove_if_empty)
+            iterate = closing.enter_context(self.running())
+            evaluate = closing.enter_context(self._evaluating())
+            log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
+            total = cfg.num_iterations * cfg.frames_per_batch
+            display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
+            closing.callback(self._save)  # first of all, before anything can hang
+            self._loop(iterate, evaluate, log, display)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Callable[[], tuple[TensorDictBase, dict[str, float]]]]:
+        """Start the simulators. Gives a function that runs one iteration: a rollout [B, T] and the metrics of learning.
+
+        With ``overlap`` it learns from a rollout while the next one is collected, by a policy that is one iteration
+        behind; the learner's thread is mostly in torch, which lets the collecting one run.
+        """
+        cfg = self.config
         env = make_env(
             cfg.tasks,
             num_workers=self.num_workers,
@@ -142,53 +166,81 @@ class Trainer:
             max_episode_steps=cfg.max_episode_steps,
             random_phase=cfg.random_phase,
         )
-        with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
+        env.timer = self.timer
+        with contextlib.ExitStack() as closing:
             closing.callback(env.close, raise_if_closed=False)
-            eval_env = self._make_eval_env(closing)
-            log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
-            total = cfg.num_iterations * cfg.frames_per_batch
-            display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
-            closing.callback(self._save)
-            collector = Collector(
-                env,
-                self.policy.actor,
-                frames_per_batch=cfg.frames_per_batch,
-                policy_device=self.device,
-                storing_device=self.device,
-                env_device="cpu",
-                track_traj_ids=False,  # the done flags say it all, and this is cheaper
-                use_buffers=False,
-                auto_register_policy_transforms=False,
+            rollouts = iter(
+                Collector(
+                    env,
+                    self.acting,
+                    frames_per_batch=cfg.frames_per_batch,
+                    trust_policy=True,
+                    track_traj_ids=False,  # the done flags say it all, and this is cheaper
+                    use_buffers=False,
+                    auto_register_policy_transforms=False,
+                )
             )
-            self._loop(collector, eval_env, log, display)
+
+            def collect() -> TensorDictBase:
+                with self.timer("collect"), single_threaded():
+                    return next(rollouts).flatten(0, 1)  # [W, E, T] -> [B, T]
+
+            def learn(rollout: TensorDictBase) -> dict[str, float]:
+                return self.ppo.learn(rollout, progress=self.iteration / cfg.num_iterations)
+
+            def one_after_the_other() -> tuple[TensorDictBase, dict[str, float]]:
+                rollout = collect()
+                return rollout, learn(rollout)
+
+            ahead: list[TensorDictBase] = []
+
+            def at_once() -> tuple[TensorDictBase, dict[str, float]]:
+                rollout = ahead.pop() if ahead else collect()
+                learning = learner.submit(learn, rollout)
+                if self.iteration + 1 < cfg.num_iterations:
+                    ahead.append(collect())
+                metrics = learning.result()
+                self.acting.catch_up()
+                return rollout, metrics
+
+            if cfg.overlap:
+                learner = closing.enter_context(ThreadPoolExecutor(1, "learner"))
+            yield at_once if cfg.overlap else one_after_the_other
 
     def _save(self) -> None:
         if self.frames:
             save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._last_whole)
-        else:
+
+    def _remove_if_empty(self) -> None:
+        if not self.frames:
             shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
 
-    def _make_eval_env(self, closing: contextlib.ExitStack) -> EnvBase | None:
-        """Environments for the evaluations; their processes start at the first one and sleep between them."""
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[Callable[[], list[float]]]:
+        """Gives a function that returns success rates. Its processes start with the first call, and sleep between."""
         cfg = self.config
-        if not cfg.eval_interval:
-            return None
-        env = make_env(
-            cfg.tasks,
-            num_workers=self.num_workers,
-            envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
-            seed=cfg.seed,
-            first_slot=cfg.num_envs,  # random streams that training does not use
-            max_episode_steps=cfg.max_episode_steps,
-            random_phase=False,
-            rest_after_success=True,
-        )
-        closing.callback(env.close, raise_if_closed=False)
-        return env
+        acting = ActingPolicy(self.policy, cfg, Timer())
+        with contextlib.ExitStack() as closing:
 
-    def _evaluate(self, env: EnvBase) -> dict[str, float]:
-        """Success rates of the policy as it is now, which is kept if none was better."""
-        rates = simulated_success_rates(self.policy, env, self.config.max_episode_steps)
+            @functools.cache
+            def pool() -> EnvBase:
+                env = make_env(
+                    cfg.tasks,
+                    num_workers=self.num_workers,
+                    envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
+                    seed=cfg.seed,
+                    first_slot=cfg.num_envs,  # random streams that training does not use
+                    max_episode_steps=cfg.max_episode_steps,
+                    random_phase=False,
+                    rest_after_success=True,
+                )
+                closing.callback(env.close, raise_if_closed=False)
+                return env
+
+            yield lambda: simulated_success_rates(acting, pool(), len(cfg.tasks), cfg.max_episode_steps)
+
+    def _keep_if_best(self, rates: list[float]) -> dict[str, float]:
+        """Save the policy if none did better so far. Returns the evaluation's metrics."""
         results = {f"eval/{task}/success_rate": rate for task, rate in zip(self.config.tasks, rates, strict=True)}
         results["eval/mean_success_rate"] = mean = round(sum(rates) / len(rates), 6)  # 1/3 + 2/3 is no tie otherwise
         if mean >= self.best_success:  # of equals the later one, which has learned more
@@ -199,33 +251,35 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         interval, batch = self.config.eval_interval, self.config.frames_per_batch
+        if not interval:
+            return False
         last = self.iteration == self.config.num_iterations
         return last or self.frames // interval > (self.frames - batch) // interval
 
-    def _loop(self, collector: Collector, eval_env: EnvBase | None, log: RunLog, display: ProgressDisplay) -> None:
-        cfg, timer = self.config, Timer()
+    def _loop(
+        self,
+        iterate: Callable[[], tuple[TensorDictBase, dict[str, float]]],
+        evaluate: Callable[[], list[float]],
+        log: RunLog,
+        display: ProgressDisplay,
+    ) -> None:
+        cfg, timer = self.config, self.timer
         episodes = EpisodeStatistics(cfg.tasks, cfg.num_envs, whole=not cfg.random_phase)
-        rollouts = iter(collector)
         start = saved = time.perf_counter()
         while self.iteration < cfg.num_iterations:
             before = time.perf_counter()
-            with timer("collect"), single_threaded():
-                rollout = next(rollouts).flatten(0, 1)  # [W, E, T] -> [B, T]
-            with timer("update"):
-                metrics = self.ppo.add_advantages(rollout)
-                metrics |= self.ppo.update(rollout, progress=self.iteration / cfg.num_iterations)
-                values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+            rollout, values = iterate()
             if broken := [name for name, value in values.items() if not math.isfinite(value)]:
                 raise Diverged(f"training diverged in iteration {self.iteration + 1}: {', '.join(broken)} not finite")
             episodes.update(rollout)
             self.iteration += 1
             self._last_whole = self._state()
+            sps = cfg.frames_per_batch / (time.perf_counter() - before)
             evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
             evaluation["eval/mean_success_rate"] = math.nan
-            sps = cfg.frames_per_batch / (time.perf_counter() - before)
-            if eval_env is not None and self._evaluation_due():
+            if self._evaluation_due():
                 with timer("evaluate"), single_threaded():
-                    evaluation = self._evaluate(eval_env)
+                    evaluation = self._keep_if_best(evaluate())
 
             now = time.perf_counter()
             row = {
@@ -233,9 +287,7 @@ class Trainer:
                 "frames": self.frames,
                 "time/elapsed": now - start,
                 "time/sps": sps,
-                "time/collect": timer.seconds["collect"],
-                "time/update": timer.seconds["update"],
-                "time/evaluate": timer.seconds.get("evaluate", 0.0),
+                **{f"time/{section}": timer.seconds.get(section, 0.0) for section in SECTIONS},
                 **episodes.summary(),
                 **evaluation,
                 **{f"train/{name}": value for name, value in values.items()},

@@ -12,6 +12,7 @@ from conftest import tiny_config
 from metaworld_oracle import TASK_NAMES, expert
 
 from mtrl_vec import evaluation
+from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.checkpoint import load_policy, save_checkpoint
 from mtrl_vec.cli import main
 from mtrl_vec.envs import make_env
@@ -19,6 +20,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import resolve_tasks
+from mtrl_vec.timing import Timer
 
 
 class ExpertAgent:
@@ -77,7 +79,7 @@ def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
     steps = 45
     env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False, rest_after_success=True)
     try:
-        rates = evaluation.simulated_success_rates(policy, env, steps)
+        rates = evaluation.simulated_success_rates(ActingPolicy(policy, config, Timer()), env, 3, steps)
     finally:
         env.close()
     task_idx = np.arange(36) % 3
@@ -101,13 +103,13 @@ def test_the_pretrained_policy_solves_the_tasks(tmp_path) -> None:
 def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:
     torch.manual_seed(0)
     policy = SharedPolicy(tiny_config())
-    torch.nn.init.normal_(policy.actor[0].module.heads.weight2)
+    torch.nn.init.normal_(policy.actor_heads[0].module.heads.weight2)
     observations = np.random.default_rng(0).normal(size=(3, 39))
     actions = evaluation.OfficialAgent(policy, 3).eval_action(observations)
     assert np.abs(actions).max() == 1.0
     for k in range(3):
         row = torch.tensor(observations[k], dtype=torch.float32)[None]
-        loc, _ = policy.actor[0].module(row, torch.eye(3)[k][None], torch.tensor([k]))
+        loc, _ = policy.distribution(row, torch.eye(3)[k][None], torch.tensor([k]))
         np.testing.assert_allclose(actions[k], loc.detach().clamp(-1, 1)[0].numpy(), rtol=1e-5)
 
 

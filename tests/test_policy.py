@@ -22,23 +22,24 @@ def loop_over_rows(heads: TaskHeads, x: torch.Tensor, task_idx: torch.Tensor) ->
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("way", ["grouped", "gathered", "forward"])
+@pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
 @pytest.mark.parametrize("num_tasks", [1, 3, 50])  # of fifty some have no row
 def test_routing_equals_a_loop_over_rows_in_outputs_and_gradients(num_tasks: int, way: str) -> None:
     torch.manual_seed(0)
-    heads = TaskHeads(num_tasks, 7, 5, 4, 1.0)
+    heads = TaskHeads(num_tasks, 16, 8, 4, 1.0)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter)
-    x = torch.randn(40, 7, requires_grad=True)
+    x = torch.randn(40, 16, requires_grad=True)
     task_idx = torch.randint(num_tasks, (40,))
     weight = torch.randn(40, 4)
     variables = [x, *heads.parameters()]
     routed, looped = getattr(heads, way)(x, task_idx), loop_over_rows(heads, x, task_idx)
-    torch.testing.assert_close(routed, looped)
+    tolerance = {"rtol": 0.02, "atol": 0.1} if way == "grouped" else {"rtol": 1e-4, "atol": 1e-5}  # bf16, numbers of 10
+    torch.testing.assert_close(routed, looped, **tolerance)
     ours = torch.autograd.grad((routed * weight).sum(), variables)
     theirs = torch.autograd.grad((looped * weight).sum(), variables)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, **tolerance)
 
 
 def test_relative_features_of_simulated_steps() -> None:
@@ -71,13 +72,16 @@ def batch(policy: SharedPolicy, *shape: int, task: int | None = None) -> TensorD
     )
 
 
-@pytest.mark.parametrize("shared_torso", [False, True])
-def test_gradients_reach_only_the_heads_of_tasks_in_the_batch(shared_torso: bool) -> None:
+def inputs(td: TensorDict) -> tuple[torch.Tensor, ...]:
+    return td["observation"], td["task_one_hot"], td["task_idx"]
+
+
+def test_gradients_reach_only_the_heads_of_tasks_in_the_batch() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config(shared_torso=shared_torso))
+    policy = SharedPolicy(tiny_config())
     td = batch(policy, 20, task=1)
     log_prob = policy.actor.get_dist(td).log_prob(torch.randn(20, 4))
-    (log_prob.sum() + policy.critic(td)["state_value"].sum()).backward()
+    (log_prob.sum() + policy.value(*inputs(td)).sum()).backward()
     per_task = {name: p for name, p in policy.named_parameters() if "heads" in name or "log_std" in name}
     assert len(per_task) == 9
     for name, parameter in per_task.items():
@@ -91,8 +95,9 @@ def test_any_batch_shape_gives_the_rows_of_a_flat_batch() -> None:
     policy = SharedPolicy(tiny_config())
     td = batch(policy, 2, 6, 5)
     with torch.no_grad():
-        nested = policy.critic(policy.actor(td.clone()))
-        flat = policy.critic(policy.actor(td.reshape(-1)))
+        nested, flat = policy.actor(td.clone()), policy.actor(td.reshape(-1))
+        for one in (nested, flat):
+            one["state_value"] = policy.value(*inputs(one))
     for key in ("loc", "scale", "state_value"):
         torch.testing.assert_close(nested[key].flatten(0, 2), flat[key])
     assert nested["action"].shape == (2, 6, 5, 4)
@@ -111,23 +116,21 @@ def test_the_log_probability_is_that_of_the_sampled_action() -> None:
 def test_compiles_into_one_graph() -> None:
     policy = SharedPolicy(tiny_config())
     td = batch(policy, 16)
-    network = policy.actor[0].module
-    inputs = td["observation"], td["task_one_hot"], td["task_idx"]
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    for a, b in zip(compiled(*inputs), network(*inputs), strict=True):
+    compiled = torch.compile(policy.distribution, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(*inputs(td)), policy.distribution(*inputs(td)), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_fixed_std_is_not_trained() -> None:
     policy = SharedPolicy(tiny_config(learn_std=False, init_std=0.7))
-    assert not policy.actor[0].module.log_std.requires_grad
+    assert not policy.actor_heads[0].module.log_std.requires_grad
     torch.testing.assert_close(policy.action_std(), torch.full((3, 4), 0.7))
 
 
 def test_the_limit_of_the_std_holds_for_what_is_learned() -> None:
     policy = SharedPolicy(tiny_config(init_std=0.5))
     with torch.no_grad():
-        policy.actor[0].module.log_std[1, 2] = -3.0
+        policy.actor_heads[0].module.log_std[1, 2] = -3.0
     policy.limit_std(0.3)
     expected = torch.full((3, 4), 0.3)
     expected[1, 2] = torch.tensor(-3.0).exp()

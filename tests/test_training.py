@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import math
 
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from torchrl.collectors import Collector
 
 from mtrl_vec import envs
+from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.checkpoint import load_checkpoint, load_policy
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.envs import make_env
@@ -23,6 +25,7 @@ from mtrl_vec.metrics import EpisodeStatistics
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
+from mtrl_vec.timing import Timer
 from mtrl_vec.trainer import Trainer, resolve_num_workers
 
 
@@ -47,8 +50,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, id="two torsos"),
-        pytest.param({"shared_torso": True}, id="one torso"),
+        pytest.param({}, id="cpu"),
         pytest.param({"device": "cuda", "compile": "off", "eval_interval": 192}, id="cuda", marks=needs_cuda),
         pytest.param({"device": "cuda", "compile": "on", "eval_interval": 192}, id="cuda, compiled", marks=needs_cuda),
     ],
@@ -98,9 +100,9 @@ def test_collected_data_equal_a_lone_simulator_fed_the_same_actions() -> None:
     policy = SharedPolicy(tiny_config())
     options = {"seed": 3, "max_episode_steps": 20, "random_phase": True}
     env = make_env(num_workers=2, envs_per_worker=6, **options)
-    collector = Collector(
-        env, policy.actor, frames_per_batch=12 * 16, track_traj_ids=False, auto_register_policy_transforms=False
-    )
+    acting = ActingPolicy(policy, tiny_config(), Timer())
+    options_of_training = {"trust_policy": True, "use_buffers": False, "auto_register_policy_transforms": False}
+    collector = Collector(env, acting, frames_per_batch=12 * 16, track_traj_ids=False, **options_of_training)
     sim = SawyerSim(TASKS, np.arange(12) % 3, **options)
     observation, truncations = sim.reset(), 0
     try:
@@ -122,6 +124,37 @@ def test_collected_data_equal_a_lone_simulator_fed_the_same_actions() -> None:
     finally:
         collector.shutdown()
     assert truncations > 12
+
+
+def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_update(tmp_path) -> None:
+    """Told by the log-probabilities of its actions, under every policy that there was."""
+    trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=5 * 192, overlap=True))
+    policies, rollouts, original = [copy.deepcopy(trainer.policy)], [], trainer.ppo.learn
+
+    def learn_and_note(rollout, progress):
+        metrics = original(rollout, progress)
+        rollouts.append(rollout.clone())
+        policies.append(copy.deepcopy(trainer.policy))
+        return metrics
+
+    trainer.ppo.learn = learn_and_note
+    trainer.train()
+    assert trainer.frames == 5 * 192 and len(rollouts) == 5
+    for iteration, td in enumerate(rollouts):
+        with torch.no_grad():
+            matching = [
+                policy
+                for policy, candidate in enumerate(policies)
+                if torch.allclose(candidate.actor.get_dist(td).log_prob(td["action"]), td["action_log_prob"], atol=1e-5)
+            ]
+        assert matching == [max(0, iteration - 1)]
+    # And it goes on from where it was: no step is lost or simulated twice.
+    for before, after in itertools.pairwise(rollouts):
+        going_on = ~before["next", "done"][:, -1, 0]
+        assert going_on.any()
+        torch.testing.assert_close(
+            before["next", "observation"][going_on, -1], after["observation"][going_on, 0], rtol=0, atol=0
+        )
 
 
 def test_same_seed_same_numbers_twice_and_with_one_or_two_workers(tmp_path) -> None:
@@ -206,7 +239,7 @@ def test_the_tutorial_preset_trains(tmp_path) -> None:
     trainer = Trainer(config)
     trainer.train()
     assert torch.equal(trainer.policy.action_std(), torch.ones(3, 4))
-    assert torch.equal(trainer.policy.features.observation_norm.mean, torch.zeros(39))
+    assert torch.equal(trainer.policy.torso.module.features.observation_norm.mean, torch.zeros(39))
 
 
 def rollout(reward, success, done, task_idx) -> TensorDict:

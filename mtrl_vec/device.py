@@ -1,0 +1,97 @@
+"""What depends on the device that the policy lives on: precision, pinned copies, and CUDA graphs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from mtrl_vec.config import Precision
+from mtrl_vec.errors import InputError
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is CUDA when there is one. Raises InputError when CUDA is asked for and missing."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("device is cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def resolve_precision(device: torch.device, precision: Precision) -> Precision:
+    """``auto`` is bf16 on CUDA and fp32 on the CPU, where converting back and forth eats up what bf16 gains."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """For forward passes and losses; backward passes and the optimiser stay in fp32."""
+    if resolve_precision(device, precision) == "fp32":
+        return contextlib.nullcontext()
+    # No cache of converted weights: a graph that is captured with one would read it for ever.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
+    """Queue work on a stream of its own; None, on the CPU, changes nothing."""
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+class DeviceCopy:
+    """Copies of host data on the GPU, by way of pinned memory: always in the same place, and without waiting.
+
+    The caller sees to it that the last copy has arrived before the next one starts.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pinned: TensorDictBase | None = None
+        self._data: TensorDictBase | None = None
+
+    def __call__(self, data: TensorDictBase) -> TensorDictBase:
+        """The copy of ``data``, which has the same keys and shapes every time."""
+        if self._pinned is None or self._data is None:
+            self._pinned = data.clone().pin_memory()
+            self._data = data.to(self._device)
+        for key in data.keys(include_nested=True, leaves_only=True):
+            self._pinned[key].copy_(data[key])
+            self._data[key].copy_(self._pinned[key], non_blocking=True)
+        return self._data
+
+
+class GraphedCall:
+    """Calls a function of no arguments: as it is for a while, then as one CUDA graph.
+
+    The function works on tensors that stay where they are. The first ``warmup`` calls run it eagerly, in which
+    compilers, libraries and the optimiser set up what they need; they count like all others.
+
+    Args:
+        function: what to call; it must not wait for the device.
+        warmup: calls before the one that is captured, at least 1.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "Whole-network capture".
+    """
+
+    def __init__(self, function: Callable[[], Tensor], warmup: int) -> None:
+        self._function, self._eager_calls_left = function, warmup
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """What the function returns. Once captured it is always the same tensor, with new values."""
+        if self._eager_calls_left:
+            self._eager_calls_left -= 1
+            return self._function()
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may go on using the GPU meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode=mode):
+                self._output = self._function()
+        self._graph.replay()
+        assert self._output is not None
+        return self._output

@@ -1,0 +1,138 @@
+"""What only a GPU can show: graphs and compiled code against the eager path, and that nothing waits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_config
+from test_policy import batch, loop_over_rows
+from test_ppo import make_rollout
+
+from mtrl_vec.acting import ActingPolicy
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.device import DeviceCopy, GraphedCall
+from mtrl_vec.policy import SharedPolicy, TaskHeads
+from mtrl_vec.ppo import PPO
+from mtrl_vec.profiling import profile_training
+from mtrl_vec.timing import Timer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+WAYS = [
+    pytest.param({"compile": "off", "cuda_graphs": True}, id="graphed"),
+    pytest.param({"compile": "on", "cuda_graphs": False}, id="compiled"),
+    pytest.param({"compile": "on", "cuda_graphs": True}, id="compiled and graphed"),
+]
+
+
+def learn(config: TrainConfig, rollouts: int = 4) -> tuple[PPO, list[dict[str, float]]]:
+    """Some iterations on the same random data for every configuration."""
+    torch.manual_seed(0)
+    policy = SharedPolicy(config)
+    data = [make_rollout(policy, config.num_envs, config.num_steps) for _ in range(rollouts)]
+    ppo = PPO(config, policy.cuda())
+    return ppo, [ppo.learn(rollout, 0.0) for rollout in data]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_graphed_and_compiled_updates_equal_the_eager_one(way) -> None:
+    common = {"device": "cuda", "precision": "fp32"}
+    eager, expected = learn(tiny_config(**common, compile="off", cuda_graphs=False))
+    other, got = learn(tiny_config(**common, **way))
+    for ours, theirs in zip(got, expected, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for (name, a), b in zip(other.policy.named_parameters(), eager.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_losses_on_the_gpu_equal_those_on_the_cpu() -> None:
+    config = tiny_config(device="cuda", precision="fp32", compile="off", num_minibatches=1, num_epochs=1)
+    _, (on_gpu,) = learn(config, rollouts=1)
+    torch.manual_seed(0)
+    policy = SharedPolicy(config)
+    rollout = make_rollout(policy, config.num_envs, config.num_steps)
+    on_cpu = PPO(config, policy).learn(rollout, 0.0)
+    for name, value in on_cpu.items():
+        assert on_gpu[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
+    config = tiny_config(device="cuda", **way)
+    ppo, _ = learn(config, rollouts=3)
+    data = make_rollout(SharedPolicy(config), config.num_envs, config.num_steps).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(ppo.stream):
+            metrics = ppo.add_advantages(data) | ppo.update(data, 0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_bf16_keeps_weights_in_fp32_and_stays_close() -> None:
+    _, expected = learn(tiny_config(device="cuda", precision="fp32", compile="off"), rollouts=1)
+    ppo, got = learn(tiny_config(device="cuda", precision="bf16", compile="off"), rollouts=1)
+    assert {p.dtype for p in ppo.policy.parameters()} == {torch.float32}
+    assert got[0]["loss_critic"] == pytest.approx(expected[0]["loss_critic"], rel=0.02)
+    assert got[0]["approx_kl"] == pytest.approx(expected[0]["approx_kl"], rel=0.2, abs=1e-4)
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_actions_on_the_gpu_have_the_distribution_of_the_actor(compile) -> None:
+    config = tiny_config(device="cuda", precision="fp32", compile=compile, init_std=0.5)
+    torch.manual_seed(0)
+    policy = SharedPolicy(config)
+    state = batch(policy, 2, 3).repeat(2000, 1)
+    loc, scale = policy.distribution(state["observation"], state["task_one_hot"], state["task_idx"])
+    acting = ActingPolicy(policy.cuda(), config, Timer())
+    with torch.no_grad():
+        z = (acting(state)["action"] - loc) / scale
+    assert z.device.type == "cpu"
+    assert abs(float(z.mean())) < 0.02 and abs(float(z.std()) - 1) < 0.02
+
+
+def test_a_graph_replays_what_the_function_does() -> None:
+    x = torch.zeros((), device="cuda")
+
+    def increment() -> torch.Tensor:
+        x.add_(1)
+        return x * 2
+
+    call = GraphedCall(increment, warmup=2)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert [float(call()) for _ in range(5)] == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+def test_copies_lie_in_the_same_place_and_hold_what_came_last() -> None:
+    policy = SharedPolicy(tiny_config())
+    copy = DeviceCopy(torch.device("cuda"))
+    places = set()
+    for _ in range(3):
+        rollout = make_rollout(policy, 12, 16)
+        data = copy(rollout)
+        places.add(data["next", "reward"].data_ptr())
+        assert torch.equal(data["next", "reward"].cpu(), rollout["next", "reward"])
+    assert len(places) == 1
+
+
+def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
+    torch.manual_seed(0)
+    heads = TaskHeads(50, 64, 32, 4, 1.0).cuda()
+    x, task_idx = torch.randn(200, 64, device="cuda"), torch.randint(50, (200,), device="cuda")
+    expected = loop_over_rows(heads, x, task_idx)
+    compiled = torch.compile(heads, fullgraph=True)
+    for run in (heads, compiled):
+        with torch.autocast("cuda", torch.bfloat16):
+            torch.testing.assert_close(run(x.bfloat16(), task_idx), expected, rtol=0.05, atol=0.05)
+
+
+def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
+    config = tiny_config(device="cuda", run_dir=tmp_path / "run", total_frames=192 * 10)
+    report = profile_training(config, iterations=1)
+    assert report["launches_per_step"] < 10
+    assert report["waits_in_update"] <= 2  # the metrics', and the profile's own
