@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run
-CHECKPOINT ?= $(patsubst %/config.json,%,$(shell ls -t runs/*/config.json 2>/dev/null | head -n 1))
+CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
-.PHONY: help install train eval has-run test check bench clean
+.PHONY: help install train eval has-run profile test check bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ eval: has-run $(STAMP)  ## Meta-World's official evaluation of the newest run, o
 
 has-run:
 	@test -n "$(CHECKPOINT)" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
+
+profile: $(STAMP)  ## where the time of training goes: a table, and a trace for Perfetto
+	$(BIN)/python -m mtrl_vec profile $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import tyro
 
 from mtrl_vec.checkpoint import find_checkpoint, load_trained
@@ -25,6 +29,7 @@ USAGE = """usage: python -m mtrl_vec COMMAND [--help] ...
 commands:
   train   learn the tasks:              python -m mtrl_vec train --seed 1
   eval    Meta-World's own evaluation:  python -m mtrl_vec eval runs/my-run --seed 100
+  profile where training's time goes:   python -m mtrl_vec profile --iterations 5
 """
 
 EXIT_BAD_INPUT = 2
@@ -43,6 +48,17 @@ class EvalArgs:
     """Also write the results to this file."""
 
 
+@dataclass(frozen=True)
+class ProfileArgs:
+    """Train for a few iterations and tell where the time goes; leaves a trace for Perfetto."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    iterations: int = 5
+    """Iterations to measure; some more are run before, to warm up, and one after, for the trace."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
     """The configuration that the flags of ``train`` mean. Raises InputError where they make no sense."""
     preset, arguments = _split_preset(arguments)
@@ -52,7 +68,7 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         prog="python -m mtrl_vec train",
         default=PRESETS[preset],
         description="Train one policy on all tasks.\n\n"
-        f"--preset NAME chooses other defaults than those shown, out of {', '.join(PRESETS)} (here: {preset}).\n\n"
+        f"--preset NAME chooses other defaults, out of {', '.join(PRESETS)}. Shown: {preset}.\n\n"
         "Example: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000",
     )
 
@@ -97,8 +113,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
     from mtrl_vec import evaluation
 
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise InputError(f"--json {args.json}: give a file in an existing folder")
+    _check_json(args.json)
     file = find_checkpoint(args.checkpoint)
     policy, config, frames = load_trained(file)
     print(f"evaluating {file}, trained for {frames:,} frames, on {evaluation.NUM_GOALS} goals a task", flush=True)
@@ -111,16 +126,54 @@ def evaluate(arguments: Sequence[str]) -> int:
         table.add_row(task, f"{success:.2f}", f"{episode_return:,.0f}")
     table.add_row("mean", f"{results['eval/mean_success_rate']:.3f}", "", style="bold")
     Console().print(table)
-    if args.json is not None:
-        try:
-            content = results | {"checkpoint": file.name, "frames": frames, "seed": args.seed}
-            args.json.write_text(json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {args.json} ({error.strerror}): choose another --json") from error
+    _write_json(args.json, results | {"checkpoint": file.name, "frames": frames, "seed": args.seed})
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "eval": evaluate}
+def profile(arguments: Sequence[str]) -> int:
+    """Profile training and print a table."""
+    preset, arguments = _split_preset(arguments)
+    args = _parse(
+        ProfileArgs,
+        arguments,
+        prog="python -m mtrl_vec profile",
+        default=ProfileArgs(PRESETS[preset]),
+        description=f"{ProfileArgs.__doc__} Takes the flags of train, --preset included.\n\n"
+        "Example: python -m mtrl_vec profile --iterations 5 --json profile.json",
+    )
+    if args.iterations < 1:
+        raise InputError(f"iterations is {args.iterations}: it must be positive")
+    _check_json(args.json)
+    from mtrl_vec import profiling
+
+    config = args.config
+    if config.run_dir is None:
+        config = dataclasses.replace(config, run_dir=Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-profile")
+    try:
+        report = profiling.profile_training(config, args.iterations)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(profiling.describe(report)))
+    _write_json(args.json, report)
+    return 0
+
+
+def _check_json(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError(f"--json {path}: give a file in an existing folder")
+
+
+def _write_json(path: Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose another --json") from error
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "eval": evaluate, "profile": profile}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,14 +195,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split_preset(arguments: Sequence[str]) -> tuple[str, list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--preset")
     try:
         known, rest = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise InputError(f"--preset needs a name: one of {', '.join(PRESETS)}") from error
-    if known.preset not in PRESETS:
-        raise InputError(f"unknown preset {known.preset!r}: known presets are {', '.join(PRESETS)}")
-    return known.preset, rest
+    preset = known.preset or _preset_of_device(rest)
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}: known presets are {', '.join(PRESETS)}")
+    return preset, rest
+
+
+def _preset_of_device(arguments: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--device", default="auto")
+    with contextlib.suppress(argparse.ArgumentError):  # which the parser of all flags reports
+        if parser.parse_known_args(list(arguments))[0].device == "cpu":
+            return "cpu"
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _parse(cls, arguments, *, prog, description, default=None):  # type: ignore[no-untyped-def]

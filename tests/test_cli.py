@@ -46,7 +46,7 @@ SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for nam
         (["--seed", "18446744073709551616"], "seed is 18446744073709551616: it must be between 0 and"),
         (["--eval-interval", "-1"], "eval_interval is -1: it must not be negative"),
         (["--eval-episodes", "0"], "eval_episodes is 0: it must be positive"),
-        (["--preset", "best"], "unknown preset 'best': known presets are default, tutorial"),
+        (["--preset", "best"], "unknown preset 'best': known presets are cpu, gpu, tutorial"),
     ],
 )
 def test_bad_settings_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch) -> None:
@@ -143,7 +143,7 @@ def test_folders_that_cannot_be_written(capsys, tmp_path) -> None:
 
 def test_unknown_command_and_usage(capsys) -> None:
     assert main(["fly"]) == 2
-    assert capsys.readouterr().err == "error: unknown command 'fly': known commands are train, eval\n"
+    assert capsys.readouterr().err == "error: unknown command 'fly': known commands are train, eval, profile\n"
     assert main(["--help"]) == 0
     assert "python -m mtrl_vec train" in capsys.readouterr().out
 

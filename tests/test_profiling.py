@@ -1,0 +1,61 @@
+"""The profile: its arithmetic, and that it tells of what was run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from conftest import tiny_config
+from test_cli import SMALL
+
+from mtrl_vec import profiling
+from mtrl_vec.cli import main
+from mtrl_vec.device import resolve_precision
+
+
+@pytest.mark.parametrize("tasks", [("reach",), ("reach", "push", "pick-place")])
+def test_operations_per_sample_counted_by_hand(tasks) -> None:
+    config = tiny_config(tasks=tasks, torso=(32, 24), head=16)
+    inputs = 34 + len(tasks)
+    first = 32 * inputs
+    others = 24 * 32 + 2 * 16 * 24 + 4 * 16 + 1 * 16  # second layer of the torso; both heads' first and second
+    # A multiplication and an addition each; forward, gradient of the weights, and gradient of the inputs but for the
+    # first layer's.
+    assert profiling.flops_per_sample(config) == 2 * (2 * first + 3 * others)
+
+
+def test_the_union_of_intervals() -> None:
+    assert profiling._covered([(5, 6), (0, 2), (1, 3), (1.5, 2.5)]) == 4
+
+
+def test_a_matrix_product_is_timed_in_the_precision_of_training() -> None:
+    rate = profiling.matmul_flops_per_second(tiny_config(precision="fp32"), torch.device("cpu"), seconds=0.0)
+    assert 1e8 < rate < 1e15
+    assert resolve_precision(torch.device("cpu"), "auto") == "fp32"
+    assert resolve_precision(torch.device("cuda"), "auto") == "bf16"
+
+
+def test_the_profile_adds_up_and_leaves_a_trace(tmp_path, capsys) -> None:
+    out = tmp_path / "profile.json"
+    arguments = [*SMALL, "--run-dir", str(tmp_path / "run"), "--iterations", "2", "--json", str(out)]
+    assert main(["profile", *arguments]) == 0
+    report = json.loads(out.read_text())
+    parts = [report.get(f"seconds/{name}", 0.0) for name in profiling.PARTS]
+    assert 0.8 * report["seconds/total"] < sum(parts) <= 1.001 * report["seconds/total"]
+    assert report["steps_per_second"] == pytest.approx(12 * 16 / report["seconds/total"])
+    assert report["update_samples_per_second"] == pytest.approx(2 * 12 * 16 / report["seconds/update"])
+    assert report["operators_per_step"] > 50
+    printed = capsys.readouterr().out
+    assert "bound by" in printed and f"{report['steps_per_second']:,.0f} steps/s" in printed
+    with gzip.open(tmp_path / "run" / "trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("simulate") == 16 and names.count("infer") == 16 and names.count("update") == 1
+
+
+def test_bad_input_is_one_line(tmp_path, capsys) -> None:
+    assert main(["profile", "--iterations", "0"]) == 2
+    assert capsys.readouterr().err == "error: iterations is 0: it must be positive\n"
+    assert main(["profile", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
+    assert "give a file in an existing folder" in capsys.readouterr().err
