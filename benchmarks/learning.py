@@ -41,19 +41,23 @@ RUNS = Path("runs") / "learning"
 TASK_NAMES = tuple(task.name for task in TASKS)
 THRESHOLDS = (0.9, 0.98)
 
-ABLATION_FRAMES = 2_000_000
 ABLATION = {
-    "full": "",
     "no-reward-scale": "--no-normalize-reward",
     "no-per-task-advantage": "--no-per-task-advantage",
     "no-random-phase": "--no-random-phase",
     "constant-lr": "--target-kl None",
-    "shared-torso": "--shared-torso",
     "absolute-inputs": "--no-relative-inputs",
     "tutorial": "--preset tutorial",
     **{f"{name}-alone": f"--tasks {name}" for name in TASK_NAMES},
 }
-"""What is changed in each cell of the ablation."""
+"""What is changed in each cell of the ablation, all with seed 1: to be compared with the cell ``seed1``."""
+
+VARIANTS = {
+    "bf16": "--precision bf16",
+    "overlap": "--overlap",
+    "gpu-preset": "--preset gpu --device cpu",
+}
+"""Other ways to run the same: what do they cost in learning?"""
 
 Row = dict[str, object]
 
@@ -70,7 +74,9 @@ class Args:
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals a task each."""
     ablation: bool = False
-    """Also leave out one choice at a time: 2M frames and seed 1 each, after the seeds."""
+    """Also leave out one choice at a time, with seed 1, and learn each task alone; after the seeds."""
+    variants: bool = False
+    """Also learn in bf16, with collecting and learning overlapped, and with the settings for GPUs, with seed 1."""
     ship: str | None = None
     """Put the best policy of this cell into the package, as `eval pretrained`, with its provenance beside it."""
     report_only: bool = False
@@ -81,8 +87,9 @@ def cells(args: Args) -> dict[str, list[str]]:
     """The training flags of every cell, by its name."""
     study = {f"seed{seed}": ["--seed", str(seed)] for seed in args.seeds}
     if args.ablation:
-        common = ["--seed", "1", "--total-frames", str(ABLATION_FRAMES)]
-        study |= {name: common + shlex.split(flags) for name, flags in ABLATION.items()}
+        study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in ABLATION.items()}
+    if args.variants:
+        study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in VARIANTS.items()}
     return study
 
 

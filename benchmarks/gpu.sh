@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything about a GPU in one go, for a machine with one: tests, learner, routing, profiles, and training to the end.
+#   benchmarks/gpu.sh [FOLDER]     results and logs go there; PYTHON=... chooses another interpreter
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/gpu}
+python=${PYTHON:-.venv/bin/python}
+mkdir -p "$out"
+step() {
+  local name=$1
+  shift
+  SECONDS=0
+  "$@" >"$out/$name.log" 2>&1
+  echo "$name: exit $? after ${SECONDS} s"
+}
+step tests "$python" -m pytest -q tests/test_cuda.py tests/test_training.py -k "cuda or gpu"
+step learner "$python" benchmarks/learner.py --rounds 3 --json "$out/learner.json"
+step routing "$python" benchmarks/routing.py --json "$out/routing.json"
+step profile "$python" -m mtrl_vec profile --run-dir "$out/profile" --overwrite --json "$out/profile.json"
+step profile-overlap "$python" -m mtrl_vec profile --overlap --run-dir "$out/profile-overlap" --overwrite \
+  --json "$out/profile-overlap.json"
+step train "$python" -m mtrl_vec train --run-dir "$out/train" --overwrite
+step eval "$python" -m mtrl_vec eval "$out/train" --json "$out/eval.json"
+step train-overlap "$python" -m mtrl_vec train --overlap --run-dir "$out/train-overlap" --overwrite
+step eval-overlap "$python" -m mtrl_vec eval "$out/train-overlap" --json "$out/eval-overlap.json"
+tail -n 25 "$out"/{tests,learner,routing,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
