@@ -6,14 +6,17 @@ cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
+failed=0
 step() {
   local name=$1
   shift
   SECONDS=0
   "$@" >"$out/$name.log" 2>&1
-  echo "$name: exit $? after ${SECONDS} s"
+  local code=$?
+  echo "$name: exit $code after ${SECONDS} s"
+  ((code == 0)) || failed=1
 }
-step tests "$python" -m pytest -q tests/test_cuda.py tests/test_training.py -k "cuda or gpu"
+step tests "$python" -m pytest -q tests/test_cuda.py tests/test_training.py -k "cuda"
 step learner "$python" benchmarks/learner.py --rounds 3 --json "$out/learner.json"
 step routing "$python" benchmarks/routing.py --json "$out/routing.json"
 step profile "$python" -m mtrl_vec profile --run-dir "$out/profile" --overwrite --json "$out/profile.json"
@@ -24,3 +27,4 @@ step eval "$python" -m mtrl_vec eval "$out/train" --json "$out/eval.json"
 step train-overlap "$python" -m mtrl_vec train --overlap --run-dir "$out/train-overlap" --overwrite
 step eval-overlap "$python" -m mtrl_vec eval "$out/train-overlap" --json "$out/eval-overlap.json"
 tail -n 25 "$out"/{tests,learner,routing,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
+exit $failed

@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import autocast, resolve_device
+from mtrl_vec.device import on_stream, resolve_device
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
@@ -94,14 +94,19 @@ def update_call(config: TrainConfig, device: torch.device) -> Callable[[], objec
     ppo = PPO(config, policy)
     data = random_rollout(policy, config.num_envs).to(device)
     ppo.add_advantages(data)
-    return lambda: ppo.update(data, 0.0)
+
+    def call() -> None:
+        with on_stream(ppo.stream):
+            ppo.update(data, 0.0)
+
+    return call
 
 
 def inference_call(config: TrainConfig, num_envs: int, device: torch.device) -> Callable[[], object]:
     """From observations on the CPU to actions on the CPU."""
     acting = ActingPolicy(SharedPolicy(config).to(device), config, Timer())
-    state = random_rollout(acting.behaviour, num_envs)[:, 0].select("observation", "task_one_hot", "task_idx")
-    return lambda: acting(state.clone())
+    state = random_rollout(acting.previous, num_envs)[:, 0].select(*acting.in_keys)
+    return lambda: acting(state)
 
 
 def products_call(config: TrainConfig, device: torch.device) -> Callable[[], object]:
@@ -126,12 +131,22 @@ def products_call(config: TrainConfig, device: torch.device) -> Callable[[], obj
             if layer:  # the observations need no gradient
                 y @ w.mT
 
-    return call
+    if device.type == "cpu":
+        return call
+    graph = torch.cuda.CUDAGraph()  # else a GPU would spend its time being told of small ones
+    call()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def measure(args: Args) -> dict[str, float]:
     device = resolve_device(args.device)
     on_gpu = device.type == "cuda"
+    if args.rounds < 1:
+        raise InputError(f"rounds is {args.rounds}: it must be positive")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise InputError(f"--json {args.json}: give a file in an existing folder")
     names = args.variants or tuple(name for name in VARIANTS if on_gpu or "graphed" not in name)
     for name in names:
         if name not in VARIANTS or ("graphed" in name and not on_gpu):
@@ -143,13 +158,12 @@ def measure(args: Args) -> dict[str, float]:
             raise InputError(f"minibatch size {size}: it must be a positive multiple of 24")
     results: dict[str, float] = {}
 
-    def take_turns(prefix: str, calls: dict[str, Callable[[], object]], work: float) -> None:
+    def take_turns(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(args.rounds):
             for name, call in calls.items():
                 seconds[name].append(seconds_per_call(call, device, 0.3))
-        for name, rounds in seconds.items():
-            results[f"{prefix}/{name}"] = work / median(rounds) if work else median(rounds)
+        return {name: median(rounds) for name, rounds in seconds.items()}
 
     base = dataclasses.replace(TrainConfig(), **UPDATE, num_steps=STEPS)
     for precision in ("fp32", "bf16"):
@@ -163,21 +177,26 @@ def measure(args: Args) -> dict[str, float]:
         updates = {name: update_call(config, device) for name, config in configs.items()}
         for call in updates.values():
             call(), call()  # compile, and capture
-        take_turns(
-            f"update_samples_per_second/{size}", updates, size * UPDATE["num_epochs"] * UPDATE["num_minibatches"]
-        )
-        products = {p: products_call(dataclasses.replace(at_size, precision=p), device) for p in ("fp32", "bf16")}
-        take_turns(f"products_samples_per_second/{size}", products, size)
+        products = {
+            f"products_{precision}": products_call(dataclasses.replace(at_size, precision=precision), device)
+            for precision in ("fp32", "bf16")
+        }
+        for name, seconds in take_turns(updates | products).items():
+            samples = size if name in products else size * UPDATE["num_epochs"] * UPDATE["num_minibatches"]
+            results[f"update_samples_per_second/{size}/{name}"] = samples / seconds
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as training collects
     for rows in args.num_envs:
-        progress(f"inference for {rows} rows")
+        acting = [name for name in names if "graphed" not in name and (on_gpu or "eager" in name)]
+        progress(f"inference for {rows} rows: {', '.join(acting)}")
         torch._dynamo.reset()
         calls = {}
-        for name in names:
-            if name.startswith(("eager", "compiled_f", "compiled_b")):  # acting is not graphed
-                config = dataclasses.replace(base, num_envs=rows, **VARIANTS[name])
-                calls[name] = inference_call(config, rows, device)
-        with torch.no_grad(), autocast(device, "fp32"):
-            take_turns(f"inference_seconds/{rows}", calls, 0.0)
+        for name in acting:
+            config = dataclasses.replace(base, num_envs=rows, **VARIANTS[name])
+            calls[name] = inference_call(config, rows, device)
+        for name, seconds in take_turns(calls).items():
+            results[f"inference_seconds/{rows}/{name}"] = seconds
+    torch.set_num_threads(threads)
     results["flops_per_sample"] = flops_per_sample(base)
     return results
 
@@ -187,6 +206,7 @@ def report(results: dict[str, float]) -> str:
     keys = [name.split("/") for name in results]
     sizes = list(dict.fromkeys(key[1] for key in keys if key[0] == "update_samples_per_second"))
     variants = list(dict.fromkeys(key[2] for key in keys if key[0] == "update_samples_per_second"))
+    variants = [variant for variant in variants if not variant.startswith("products")]
     lines = ["| update, samples/s | " + " | ".join(f"{int(s):,} a step" for s in sizes) + " |"]
     lines += ["|---|" + "---:|" * len(sizes)]
     for variant in variants:
@@ -194,7 +214,7 @@ def report(results: dict[str, float]) -> str:
         for size in sizes:
             rate = results[f"update_samples_per_second/{size}/{variant}"]
             first = results[f"update_samples_per_second/{size}/{variants[0]}"]
-            products = results[f"products_samples_per_second/{size}/{variant[-4:]}"]
+            products = results[f"update_samples_per_second/{size}/products_{variant[-4:]}"]
             mfu = rate * results["flops_per_sample"] / results[f"matmul_flops_per_second/{variant[-4:]}"]
             cells.append(f"{rate:,.0f} ({rate / first:.2f} x; {rate / products:.0%} of products; MFU {mfu:.1%})")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")

@@ -14,8 +14,8 @@ from machine import machine, progress, seconds_per_call, versions
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import autocast, resolve_device, resolve_precision
+from mtrl_vec.config import Precision, TrainConfig
+from mtrl_vec.device import autocast, on_stream, resolve_device, resolve_precision
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import TaskHeads
 from mtrl_vec.sim import ACTION_SIZE
@@ -50,15 +50,45 @@ def gather_weights(heads: TaskHeads, features: Tensor, task_idx: Tensor) -> Tens
         return torch.baddbmm(heads.bias2[task_idx][:, None], hidden, heads.weight2[task_idx]).squeeze(1)
 
 
-def ways(device: torch.device, precision: str) -> dict[str, Callable[[TaskHeads, Tensor, Tensor], Tensor]]:
+def ways(device: torch.device, precision: Precision) -> dict[str, Callable[[TaskHeads, Tensor, Tensor], Tensor]]:
     found = {"gathered": TaskHeads.gathered, "bmm": gather_weights, "split": TaskHeads.split}
-    if precision == "bf16" or device.type == "cpu":
+    if precision == "bf16" or device.type == "cpu":  # always bf16
         found["grouped"] = TaskHeads.grouped
     return found
 
 
+def prepare(
+    way: Callable[..., Tensor], name: str, heads: TaskHeads, features: Tensor, task_idx: Tensor, precision: Precision
+) -> Callable[[], object]:
+    """Forward and backward as training runs them: on a GPU compiled and in a graph, but for what has to wait."""
+    device = features.device
+
+    def loss() -> Tensor:
+        with autocast(device, precision):
+            return way(heads, features, task_idx).square().mean()
+
+    run = torch.compile(loss, fullgraph=True) if device.type == "cuda" and name != "split" else loss
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(), [features, *heads.parameters()])
+
+    if run is loss:
+        return call
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with on_stream(stream):
+        call(), call()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    torch.cuda.synchronize()
+    return graph.replay
+
+
 def measure(args: Args) -> list[dict[str, object]]:
     config, device = TrainConfig(), resolve_device(args.device)
+    if min(*args.num_tasks, *args.batch_sizes) < 1:
+        raise InputError("num_tasks and batch_sizes must be positive")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise InputError(f"--json {args.json}: give a file in an existing folder")
     precision = resolve_precision(device, config.precision)
     rows: list[dict[str, object]] = []
     for num_tasks in args.num_tasks:
@@ -68,15 +98,10 @@ def measure(args: Args) -> list[dict[str, object]]:
             features = torch.randn(batch_size, config.torso[1], device=device, dtype=dtype, requires_grad=True)
             task_idx = torch.randint(num_tasks, (batch_size,), device=device)
             for name, way in ways(device, precision).items():
-                weights = 4 * batch_size * config.torso[1] * config.head
-                if name == "bmm" and weights > MEMORY_LIMIT:
+                if name == "bmm" and 4 * batch_size * config.torso[1] * config.head > MEMORY_LIMIT:
                     continue
-
-                def call(way=way, heads=heads, features=features, task_idx=task_idx) -> None:
-                    with autocast(device, precision):
-                        out = way(heads, features, task_idx)
-                    out.square().mean().backward()
-
+                torch._dynamo.reset()
+                call = prepare(way, name, heads, features, task_idx, precision)
                 seconds = seconds_per_call(call, device, args.seconds)
                 rows.append({"num_tasks": num_tasks, "batch_size": batch_size, "way": name, "seconds": seconds})
                 progress(f"K={num_tasks} rows={batch_size} {name} {1e6 * seconds:,.0f} us")

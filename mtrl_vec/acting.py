@@ -7,7 +7,8 @@ import copy
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs.utils import ExplorationType, exploration_type
+from torch import Tensor
+from torchrl.modules import IndependentNormal
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import autocast
@@ -17,53 +18,72 @@ from mtrl_vec.timing import Timer
 
 
 class ActingPolicy(TensorDictModuleBase):
-    """Adds an ``action`` to what the simulators observe: random, or the mean, by torchrl's exploration type.
+    """Adds an ``action`` to what the simulators observe, and on the CPU its ``action_log_prob``.
 
-    On the CPU that is the actor, which also adds ``action_log_prob``. On a GPU observations and one-hots travel there
-    in one copy and the actions back in another, through pinned memory; all that is in between is queued, so that there
-    is one wait per step, for the actions. Log-probabilities are worked out with the update there, see `mtrl_vec.ppo`.
+    To a GPU observations and one-hots travel in one copy, and the actions come back in another, through pinned memory;
+    all that is in between is queued, so that the one wait per step is for the actions. Log-probabilities are worked out
+    with the update there, see `mtrl_vec.ppo`.
 
     Args:
         policy: on its device.
-        config: of the run, for precision and compilation.
+        config: of the run, for precision, compilation and the seed of the actions on a GPU.
         timer: counts the sections ``infer`` and ``transfer``.
+        mean: take the mean actions instead of random ones. (TorchRL's exploration type is one for the whole process:
+            a loss that is computed in another thread meanwhile would change it.)
         lagging: act with a copy, which `catch_up` brings up to date: ``policy`` may then change at any time.
     """
 
-    def __init__(self, policy: SharedPolicy, config: TrainConfig, timer: Timer, *, lagging: bool = False) -> None:
+    def __init__(
+        self, policy: SharedPolicy, config: TrainConfig, timer: Timer, *, mean: bool = False, lagging: bool = False
+    ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["observation", "task_one_hot", "task_idx"], ["action"]
         self.device = next(policy.parameters()).device
-        # Out of sight of nn.Module: collectors inspect, move and copy the parameters of what they are given.
-        self._policies = policy, copy.deepcopy(policy).requires_grad_(False) if lagging else policy
-        self._precision, self._timer = config.precision, timer
-        self._actor = self.behaviour.actor
-        self._distribution = self.behaviour.distribution
-        if self.device.type == "cuda" and config.compiles(self.device.type):
-            self._distribution = torch.compile(self.behaviour.distribution, fullgraph=True)
-        self._pinned: tuple[torch.Tensor, torch.Tensor] | None = None
+        on_gpu = self.device.type == "cuda"
+        copies = [copy.deepcopy(policy).requires_grad_(False) for _ in range(2)] if lagging else [policy] * 2
+        # In a tuple, out of sight of nn.Module: collectors look for the parameters of what they are given.
+        self._policies = policy, copies[0], copies[1]
+        self._precision, self._timer, self._mean = config.precision, timer, mean
+        self._generator = torch.Generator(self.device).manual_seed(config.seed) if on_gpu else None
+        self._distribution = self._policies[1].distribution
+        if on_gpu and config.compiles(self.device.type):
+            self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
+        self._pinned: tuple[Tensor, Tensor] | None = None
 
     @property
-    def behaviour(self) -> SharedPolicy:
-        """The policy that acts."""
-        return self._policies[1]
+    def previous(self) -> SharedPolicy:
+        """What acted before the last `catch_up`; the same as acts now if it is not lagging."""
+        return self._policies[2]
 
     def catch_up(self) -> None:
         """Act with the policy as it is now."""
-        source, target = self._policies
-        if target is not source:
-            target.load_state_dict(source.state_dict())
+        source, acting, previous = self._policies
+        if acting is not source:
+            previous.load_state_dict(acting.state_dict())
+            acting.load_state_dict(source.state_dict())
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Add the actions, on the CPU, to a TensorDict of any batch size, on the CPU."""
-        if self.device.type == "cpu":
-            with self._timer("infer"), autocast(self.device, self._precision):
-                return self._actor(tensordict)
-        tensordict["action"] = self._act_on_gpu(tensordict["observation"], tensordict["task_one_hot"])
+        """Add to a TensorDict of any batch size, on the CPU."""
+        observation, one_hot, task_idx = (tensordict[key] for key in self.in_keys)
+        if self.device.type == "cuda":
+            tensordict["action"] = self._act_on_gpu(observation, one_hot)
+            return tensordict
+        with self._timer("infer"):
+            action, loc, scale = self._act(observation, one_hot, task_idx)
+            tensordict["action"] = action
+            tensordict["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(action)
         return tensordict
 
-    def _act_on_gpu(self, observation: torch.Tensor, task_one_hot: torch.Tensor) -> torch.Tensor:
+    def _act(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(self.device, self._precision):
+            loc, scale = self._distribution(observation, task_one_hot, task_idx)
+        if self._mean:
+            return loc, loc, scale
+        # torch.normal would wait for the device, to check the scale.
+        return loc + scale * torch.randn(loc.shape, device=self.device, generator=self._generator), loc, scale
+
+    def _act_on_gpu(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         shape, size = observation.shape[:-1], observation.shape[-1]
         rows, width = observation.numel() // size, size + task_one_hot.shape[-1]
         if self._pinned is None or len(self._pinned[0]) != rows:
@@ -75,12 +95,10 @@ class ActingPolicy(TensorDictModuleBase):
         with self._timer("transfer"):
             torch.cat([observation, task_one_hot], dim=-1, out=inputs.view(*shape, width))
             on_device = inputs.to(self.device, non_blocking=True)
-        with self._timer("infer"), autocast(self.device, self._precision):
+        with self._timer("infer"):
             one_hot = on_device[:, size:]
-            loc, scale = self._distribution(on_device[:, :size], one_hot, one_hot.argmax(-1))
-            if exploration_type() != ExplorationType.DETERMINISTIC:
-                loc = torch.normal(loc, scale)
+            action, _, _ = self._act(on_device[:, :size], one_hot, one_hot.argmax(-1))
         with self._timer("transfer"):
-            outputs.copy_(loc, non_blocking=True)
+            outputs.copy_(action, non_blocking=True)
             torch.cuda.current_stream().synchronize()
         return outputs.view(*shape, ACTION_SIZE).clone()

@@ -149,6 +149,7 @@ def profile(arguments: Sequence[str]) -> int:
     config = args.config
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-profile")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = profiling.profile_training(config, args.iterations)
     except RunFailed as error:

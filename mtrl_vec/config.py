@@ -33,13 +33,13 @@ class TrainConfig:
     device: Device = "auto"
     """Where the policy lives and learns. auto: CUDA when there is one."""
     compile: Compile = "auto"
-    """Compile policy and loss with torch.compile. auto: on CUDA only. On 2 CPU cores it saves 2 % of an
-    iteration and costs half a minute at the start."""
+    """Compile advantages and loss with torch.compile, and acting on CUDA. auto: on CUDA only. On 2 CPU cores
+    it saves 2 % of an iteration and costs half a minute at the start."""
     cuda_graphs: bool = True
-    """On CUDA, replay the update as one CUDA graph."""
+    """On CUDA, replay optimiser steps as one CUDA graph each."""
     precision: Precision = "auto"
-    """Of forward passes and losses; weights, gradients and optimiser are always fp32. auto: bf16 on CUDA, fp32 on the
-    CPU."""
+    """Of forward passes and losses; weights, their gradients and the optimiser are always fp32. auto: bf16 on CUDA,
+    fp32 on the CPU."""
     overlap: bool = False
     """Collect the next rollout while learning from the last one, with a policy that is one iteration behind."""
     run_dir: Path | None = None

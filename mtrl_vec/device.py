@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from tensordict import TensorDictBase
@@ -29,16 +29,22 @@ def resolve_precision(device: torch.device, precision: Precision) -> Precision:
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """For forward passes and losses; backward passes and the optimiser stay in fp32."""
+    """For forward passes and losses. Weights, their gradients and the optimiser stay in fp32."""
     if resolve_precision(device, precision) == "fp32":
         return contextlib.nullcontext()
     # No cache of converted weights: a graph that is captured with one would read it for ever.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def on_stream(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[object]:
-    """Queue work on a stream of its own; None, on the CPU, changes nothing."""
-    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+@contextlib.contextmanager
+def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Queue work on a stream of its own, after all that was queued before; None, on the CPU, changes nothing."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
 
 
 class DeviceCopy:
@@ -70,7 +76,7 @@ class GraphedCall:
     compilers, libraries and the optimiser set up what they need; they count like all others.
 
     Args:
-        function: what to call; it must not wait for the device.
+        function: what to call, always on the same stream, not the default one; it must not wait for the device.
         warmup: calls before the one that is captured, at least 1.
 
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "Whole-network capture".
@@ -78,7 +84,8 @@ class GraphedCall:
 
     def __init__(self, function: Callable[[], Tensor], warmup: int) -> None:
         self._function, self._eager_calls_left = function, warmup
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        """What was captured, if anything yet."""
         self._output: Tensor | None = None
 
     def __call__(self) -> Tensor:
@@ -86,12 +93,11 @@ class GraphedCall:
         if self._eager_calls_left:
             self._eager_calls_left -= 1
             return self._function()
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the GPU meanwhile.
-            mode = "thread_local"
-            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode=mode):
+        if self.graph is None:
+            graph, mode = torch.cuda.CUDAGraph(), "thread_local"  # other threads may go on using the GPU meanwhile
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode=mode):
                 self._output = self._function()
-        self._graph.replay()
+            self.graph = graph
+        self.graph.replay()
         assert self._output is not None
         return self._output

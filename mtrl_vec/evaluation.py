@@ -18,7 +18,7 @@ import torch
 from metaworld.evaluation import Agent, evaluation
 from numpy.typing import NDArray
 from torchrl.envs import EnvBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
+from torchrl.envs.utils import step_mdp
 
 from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import MAX_SEED
@@ -78,19 +78,18 @@ def simulated_success_rates(acting: ActingPolicy, env: EnvBase, num_tasks: int, 
     """Share of environments per task that succeed at any of ``num_steps`` steps with the mean action, [K].
 
     Args:
-        acting: the policy.
+        acting: the policy, with its mean actions.
         env: environments of all tasks, see `mtrl_vec.envs.make_env`; they are reset first.
         num_tasks: ``K``.
         num_steps: their time limit.
     """
     state = env.reset()
     success = torch.zeros(state["success"].shape, dtype=torch.bool)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        for _ in range(num_steps):
-            state = step_mdp(env.step(acting(state)))
-            success |= state["success"]
-            if success.all():
-                break
+    for _ in range(num_steps):
+        state = step_mdp(env.step(acting(state)))
+        success |= state["success"]
+        if success.all():
+            break
     task_idx = state["task_idx"]
     return [success[task_idx == k].float().mean().item() for k in range(num_tasks)]
 

@@ -17,14 +17,14 @@ from mtrl_vec.normalization import ObservationNorm
 from mtrl_vec.sim import ACTION_SIZE, OBSERVATION_SIZE
 
 MANY_TASKS = 8
-"""From here on a GPU sorts rows by task instead of computing all heads for all of them: see `TaskHeads`."""
+"""From this number on a GPU sorts rows by task instead of computing all heads for all of them: see `TaskHeads`."""
 
 
 class TaskHeads(nn.Module):
     """``K`` two-layer perceptrons in stacked weights ``[K, in, out]``; every row gets the output of its own task's.
 
-    There are several ways to the same result, which ``benchmarks/routing.py`` compares; `forward` takes the fastest.
-    In all of them a row gives the other tasks' heads exactly zero gradient.
+    There are several ways to the same result, which ``benchmarks/routing.py`` compares; `forward` takes the fastest (on
+    a GPU: by reckoning, not yet by measuring). In all of them a row gives the other tasks' heads exactly zero gradient.
     """
 
     def __init__(self, num_tasks: int, in_features: int, hidden: int, out_features: int, out_gain: float) -> None:
@@ -33,6 +33,8 @@ class TaskHeads(nn.Module):
         self.bias1 = nn.Parameter(torch.zeros(num_tasks, hidden))
         self.weight2 = nn.Parameter(torch.empty(num_tasks, hidden, out_features))
         self.bias2 = nn.Parameter(torch.zeros(num_tasks, out_features))
+        aligned = in_features % 8 == 0 and hidden % 8 == 0  # rows of 16 bytes, as grouped products want them
+        self._sort_on_gpu = num_tasks >= MANY_TASKS and aligned
         for k in range(num_tasks):
             nn.init.orthogonal_(self.weight1[k], math.sqrt(2))
             nn.init.orthogonal_(self.weight2[k], out_gain)
@@ -41,7 +43,7 @@ class TaskHeads(nn.Module):
         """features [B, in], task_idx [B] -> [B, out]."""
         if features.device.type == "cpu" and not torch.compiler.is_compiling():
             return self.split(features, task_idx)
-        if features.device.type == "cuda" and features.dtype == torch.bfloat16 and len(self.weight1) >= MANY_TASKS:
+        if features.device.type == "cuda" and features.dtype == torch.bfloat16 and self._sort_on_gpu:
             return self.grouped(features, task_idx)
         return self.gathered(features, task_idx)
 

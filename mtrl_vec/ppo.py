@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -91,7 +91,7 @@ class PPO:
         self.config = config
         self.policy = policy
         self.behaviour = policy
-        """What collected the rollouts, see `ActingPolicy.behaviour`."""
+        """What collected the rollouts: on a GPU their log-probabilities are worked out with it."""
         self.timer = timer or Timer()
         self.device = next(policy.parameters()).device
         on_gpu = self.device.type == "cuda"
@@ -103,12 +103,13 @@ class PPO:
             policy.actor_heads,
             policy.critic_heads,
             clip_epsilon=config.clip_epsilon,
-            entropy_bonus=config.entropy_coeff > 0,
-            entropy_coeff=config.entropy_coeff,
+            entropy_bonus=False,  # its checks wait for the device
             critic_coeff=config.critic_coeff,
             loss_critic_type="l2",
             functional=False,
         )
+        # TorchRL's exploration type is one for the whole process, where simulators may be acting in another thread.
+        self.loss.deterministic_sampling_mode = ExplorationType.RANDOM
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.lr = torch.tensor(config.lr, device=self.device)
         self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True, capturable=on_gpu)
@@ -152,14 +153,12 @@ class PPO:
     def add_advantages(self, data: TensorDictBase) -> dict[str, Tensor]:
         """Add ``advantage`` and ``value_target`` [B, T, 1] to a rollout [B, T] on the policy's device, in place.
 
-        On a GPU ``action_log_prob`` is added as well. Taken from the collection, with its other precision and kernels,
-        it would start the probability ratio out as noise around 1.
+        On a GPU ``action_log_prob`` is added as well, under the precision of the update.
 
         Returns:
             Metrics, as device tensors.
         """
-        with autocast(self.device, self.config.precision):
-            added = self.advantages(data)
+        added = self.advantages(data)
         explained = added.pop("explained_variance")
         data.update(added)
         return {"explained_variance": explained}
@@ -175,7 +174,10 @@ class PPO:
             reward = self.reward_scale(reward, task[0])
         # The next observations are mostly the same ones a step later, but for truncations and the last step. The epochs
         # that follow cost many times this.
-        value, next_value = (self.policy.value(td["observation"], *task) for td in (data, after))
+        with autocast(self.device, self.config.precision):
+            value, next_value = (self.policy.value(td["observation"], *task) for td in (data, after))
+            if self.to_device is not None:
+                loc, scale = self.behaviour.distribution(data["observation"], *task)
         judged = {"state_value": next_value, "reward": reward, "done": after["done"], "terminated": after["terminated"]}
         estimate = self.gae(TensorDict({"state_value": value, "next": judged}, data.batch_size))
         advantage, target = estimate["advantage"], estimate["value_target"]
@@ -188,7 +190,6 @@ class PPO:
             "explained_variance": explained_variance(value, target),
         }
         if self.to_device is not None:
-            loc, scale = self.behaviour.distribution(data["observation"], *task)
             added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])
         return added
 
@@ -236,8 +237,7 @@ class PPO:
         """One optimiser step on `rows` of `frames`. Returns its `STEP_METRICS`."""
         assert self.frames is not None
         batch = self.frames[self.rows]
-        with autocast(self.device, self.config.precision), set_exploration_type(ExplorationType.RANDOM):
-            total, metrics = self.minibatch_loss(batch)
+        total, metrics = self.minibatch_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
@@ -245,7 +245,9 @@ class PPO:
         return torch.stack([metrics[name] for name in STEP_METRICS])
 
     def _minibatch_loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        out = self.loss(self.policy.torso(batch))
+        # In here: a compiled backward pass would take over what is in force around the call, and round the heads' too.
+        with autocast(self.device, self.config.precision):
+            out = self.loss(self.policy.torso(batch.clone(recurse=False)))
         total = out["loss_objective"] + out["loss_critic"]
         metrics = {
             "loss_policy": out["loss_objective"].detach(),
@@ -255,7 +257,9 @@ class PPO:
             "clip_fraction": out["clip_fraction"],
         }
         if self.config.entropy_coeff > 0:
-            total = total + out["loss_entropy"]
+            # Of normal distributions, but for a constant: the sum of the logarithms of the standard deviations.
+            log_std = self.policy.actor_heads[0].module.std().log().sum(-1)
+            total = total - self.config.entropy_coeff * log_std.index_select(0, batch["task_idx"]).mean()
         return total, metrics
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ iteration, for the trace and the counts.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import time
@@ -19,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import autocast, resolve_precision
+from mtrl_vec.device import resolve_device, resolve_precision
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.timing import Timer
 from mtrl_vec.trainer import TRACE_NAME, Trainer
@@ -53,16 +54,16 @@ def flops_per_sample(config: TrainConfig) -> float:
 def matmul_flops_per_second(config: TrainConfig, device: torch.device, seconds: float = 1.0) -> float:
     """What square matrix products reach on the device, in the precision of training: the best of many."""
     size = 8192 if device.type == "cuda" else 2048
-    a, b = torch.randn(2, size, size, device=device)
+    dtype = torch.bfloat16 if resolve_precision(device, config.precision) == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best, end = math.inf, time.perf_counter() + seconds
-    with autocast(device, config.precision), torch.no_grad():
-        while time.perf_counter() < end or best == math.inf:
-            _wait_for(device)
-            start = time.perf_counter()
-            for _ in range(4):
-                a @ b
-            _wait_for(device)
-            best = min(best, (time.perf_counter() - start) / 4)
+    while time.perf_counter() < end or best == math.inf:
+        _wait_for(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        _wait_for(device)
+        best = min(best, (time.perf_counter() - start) / 4)
     return 2 * size**3 / best
 
 
@@ -83,7 +84,9 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
         InputError: see `Trainer`.
         WorkerDied: a simulation worker ended on its own.
     """
-    trainer = Trainer(config, timer=Timer(synchronize=True))
+    # One iteration would be the last, which has nothing to overlap with.
+    config = dataclasses.replace(config, total_frames=max(config.total_frames, 2 * config.frames_per_batch))
+    trainer = Trainer(config, timer=Timer(synchronize=resolve_device(config.device).type == "cuda"))
     device, timer = trainer.device, trainer.timer
     with _removed_on_failure(trainer.run_dir), trainer.running() as iterate:
         for _ in range(warmup):
@@ -118,8 +121,9 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
         "update_samples_per_second": config.num_epochs * config.frames_per_batch / seconds["update"],
         "flops_per_sample": flops_per_sample(config),
         "matmul_flops_per_second": matmul_flops_per_second(config, device),
-        **_counts(profiler.events(), steps),
     }
+    if not config.overlap:  # else what acts meanwhile would count as the update's
+        report |= _counts(profiler.events(), steps)
     report["update_flops_per_second"] = report["flops_per_sample"] * report["update_samples_per_second"]
     report["model_flop_utilisation"] = report["update_flops_per_second"] / report["matmul_flops_per_second"]
     return report
@@ -135,9 +139,10 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def _counts(events: Iterable[Any], steps: int) -> Report:
-    """What torch's profiler counted, per optimiser step where it is about the update."""
+    """What torch's profiler counted; for the update, all that it launches divided by its optimiser steps."""
     events = list(events)
-    on_gpu = [e.time_range for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not _is_section(e)]
+    gpu = torch.autograd.DeviceType.CUDA
+    on_gpu = [e.time_range for e in events if e.device_type == gpu and not e.is_user_annotation]
     update = next(e.time_range for e in events if e.name == "update" and e.device_type == torch.autograd.DeviceType.CPU)
     called = [e.name for e in events if update.start <= e.time_range.start <= update.end]
     counts: Report = {"operators_per_step": sum(name.startswith("aten::") for name in called) / steps}
@@ -148,10 +153,6 @@ def _counts(events: Iterable[Any], steps: int) -> Report:
         counts["launches_per_step"] = sum(name.startswith(LAUNCHES) for name in called) / steps
         counts["waits_in_update"] = sum(name.startswith(WAITS) for name in called)
     return counts
-
-
-def _is_section(event: Any) -> bool:
-    return event.name == "collect" or event.name in PARTS
 
 
 def _covered(intervals: Iterable[tuple[float, float]]) -> float:
@@ -179,7 +180,7 @@ def describe(report: Report) -> Iterator[str]:
         yield "  (collecting and learning overlap, so that the shares add up to more than the whole)"
     yield ""
     speed, alone = report["steps_per_second"], report["simulation_steps_per_second"]
-    yield f"training {speed:,.0f} steps/s, {speed / alone:.2f} of the simulators' {alone:,.0f}"
+    yield f"training {speed:,.0f} steps/s; simulating goes at {alone:,.0f} of which that is {speed / alone:.2f}"
     rate, peak = report["update_flops_per_second"], report["matmul_flops_per_second"]
     yield (
         f"update {report['update_samples_per_second']:,.0f} samples/s in {report['optimiser_steps']} steps of "
@@ -190,11 +191,11 @@ def describe(report: Report) -> Iterator[str]:
         yield (
             f"device busy {report['device_busy_share']:.0%} of the time; per optimiser step "
             f"{report['kernels_per_step']:.1f} kernels and copies from {report['launches_per_step']:.1f} launches; "
-            f"{report['waits_in_update']} waits in the whole update"
+            f"{report['waits_in_update']} waits in the whole update (for its metrics, and for this table)"
         )
-    else:
+    elif "operators_per_step" in report:
         yield (
-            f"{report['operators_per_step']:,.0f} operators per optimiser step; "
+            f"{report['operators_per_step']:,.0f} operators per optimiser step, nested ones included; "
             f"the learner keeps {report['learner_cores_busy']:.1f} cores busy on average"
         )
     ranked = sorted(known, key=lambda name: known[name], reverse=True)

@@ -20,7 +20,7 @@ class Timer:
 
     def __init__(self, synchronize: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._synchronize = synchronize and torch.cuda.is_available()
+        self._synchronize = synchronize
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

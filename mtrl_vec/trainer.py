@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -35,7 +36,8 @@ from mtrl_vec.timing import Timer
 CHECKPOINT_SECONDS = 60.0
 
 SECTIONS = ("collect", "simulate", "infer", "transfer", "load", "advantages", "update", "evaluate")
-"""Of the timer. Collecting is to simulate, infer and transfer, and TorchRL's own work."""
+"""Of the timer. Collecting is to simulate, with the way to the workers and back, to infer and transfer, and the work of
+TorchRL's collector. A GPU has its work queued, and is waited for in infer, transfer and update."""
 
 
 def resolve_num_workers(config: TrainConfig) -> int:
@@ -119,7 +121,7 @@ class Trainer:
         self.policy = SharedPolicy(config).to(self.device)
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.overlap)
         self.ppo = PPO(config, self.policy, self.timer)
-        self.ppo.behaviour = self.acting.behaviour
+        self.ppo.behaviour = self.acting.previous
         self.iteration = 0
         self.best_success = -1.0
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
@@ -154,7 +156,8 @@ class Trainer:
         """Start the simulators. Gives a function that runs one iteration: a rollout [B, T] and the metrics of learning.
 
         With ``overlap`` it learns from a rollout while the next one is collected, by a policy that is one iteration
-        behind; the learner's thread is mostly in torch, which lets the collecting one run.
+        behind; the learner's thread is mostly in torch, which lets the collecting one run. The first two iterations do
+        one after the other all the same: torch does not compile and capture in one thread while another one computes.
         """
         cfg = self.config
         env = make_env(
@@ -193,18 +196,22 @@ class Trainer:
                 return rollout, learn(rollout)
 
             ahead: list[TensorDictBase] = []
+            calls = itertools.count()
 
             def at_once() -> tuple[TensorDictBase, dict[str, float]]:
                 rollout = ahead.pop() if ahead else collect()
-                learning = learner.submit(learn, rollout)
-                if self.iteration + 1 < cfg.num_iterations:
+                more, alone = self.iteration + 1 < cfg.num_iterations, next(calls) < 2
+                learning = None if alone else learner.submit(learn, rollout)
+                if more:
                     ahead.append(collect())
-                metrics = learning.result()
+                metrics = learn(rollout) if learning is None else learning.result()
                 self.acting.catch_up()
                 return rollout, metrics
 
             if cfg.overlap:
-                learner = closing.enter_context(ThreadPoolExecutor(1, "learner"))
+                # A new thread takes as many as any other has set last, which may be the one of collecting.
+                threads = (torch.get_num_threads(),)
+                learner = closing.enter_context(ThreadPoolExecutor(1, "learner", torch.set_num_threads, threads))
             yield at_once if cfg.overlap else one_after_the_other
 
     def _save(self) -> None:
@@ -219,7 +226,7 @@ class Trainer:
     def _evaluating(self) -> Iterator[Callable[[], list[float]]]:
         """Gives a function that returns success rates. Its processes start with the first call, and sleep between."""
         cfg = self.config
-        acting = ActingPolicy(self.policy, cfg, Timer())
+        acting = ActingPolicy(self.policy, cfg, Timer(), mean=True)
         with contextlib.ExitStack() as closing:
 
             @functools.cache

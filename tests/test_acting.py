@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from conftest import tiny_config
 from test_policy import batch
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.policy import SharedPolicy
@@ -24,8 +23,7 @@ def test_it_acts_as_the_policy_does_and_tells_the_log_probability() -> None:
     torch.testing.assert_close(out["action"], torch.normal(loc, scale))
     expected = torch.distributions.Normal(loc, scale).log_prob(out["action"]).sum(-1)
     torch.testing.assert_close(out["action_log_prob"], expected)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        torch.testing.assert_close(acting(state.clone())["action"], loc)
+    torch.testing.assert_close(ActingPolicy(policy, tiny_config(), timer, mean=True)(state.clone())["action"], loc)
     assert timer.seconds["infer"] > 0
 
 
@@ -33,9 +31,10 @@ def test_a_lagging_one_acts_as_before_until_it_catches_up() -> None:
     torch.manual_seed(0)
     policy = SharedPolicy(tiny_config())
     state = batch(policy, 8)
-    prompt = ActingPolicy(policy, tiny_config(), Timer())
-    lagging = ActingPolicy(policy, tiny_config(), Timer(), lagging=True)
-    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+    prompt = ActingPolicy(policy, tiny_config(), Timer(), mean=True)
+    lagging = ActingPolicy(policy, tiny_config(), Timer(), mean=True, lagging=True)
+    inputs = state["observation"], state["task_one_hot"], state["task_idx"]
+    with torch.no_grad():
         old = prompt(state.clone())["action"]
         for parameter in policy.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -45,3 +44,4 @@ def test_a_lagging_one_acts_as_before_until_it_catches_up() -> None:
         torch.testing.assert_close(lagging(state.clone())["action"], old)
         lagging.catch_up()
         torch.testing.assert_close(lagging(state.clone())["action"], new)
+        torch.testing.assert_close(lagging.previous.distribution(*inputs)[0], old)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import learner
 import pytest
 import routing
@@ -39,7 +41,12 @@ def test_the_learner_is_timed_eagerly_in_both_precisions() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"minibatch_sizes": (100,)}, "multiple of 24"), ({"variants": ("eager_fp16",)}, "no variant 'eager_fp16'")],
+    [
+        ({"minibatch_sizes": (100,)}, "multiple of 24"),
+        ({"variants": ("eager_fp16",)}, "no variant 'eager_fp16'"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"json": Path("nowhere/out.json")}, "existing folder"),
+    ],
 )
 def test_bad_input(changes, message) -> None:
     with pytest.raises(InputError, match=message):

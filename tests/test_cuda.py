@@ -12,11 +12,12 @@ from test_ppo import make_rollout
 
 from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import DeviceCopy, GraphedCall
+from mtrl_vec.device import DeviceCopy, GraphedCall, on_stream
 from mtrl_vec.policy import SharedPolicy, TaskHeads
 from mtrl_vec.ppo import PPO
 from mtrl_vec.profiling import profile_training
 from mtrl_vec.timing import Timer
+from mtrl_vec.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,16 +37,26 @@ def learn(config: TrainConfig, rollouts: int = 4) -> tuple[PPO, list[dict[str, f
     return ppo, [ppo.learn(rollout, 0.0) for rollout in data]
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """Else all tests together count as recompilations of the same functions."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-2)])
+@pytest.mark.parametrize("entropy_coeff", [0.0, 0.01])
 @pytest.mark.parametrize("way", WAYS)
-def test_graphed_and_compiled_updates_equal_the_eager_one(way) -> None:
-    common = {"device": "cuda", "precision": "fp32"}
+def test_graphed_and_compiled_updates_equal_the_eager_one(way, entropy_coeff, precision, tolerance) -> None:
+    common = {"device": "cuda", "precision": precision, "entropy_coeff": entropy_coeff}
     eager, expected = learn(tiny_config(**common, compile="off", cuda_graphs=False))
     other, got = learn(tiny_config(**common, **way))
+    assert not way["cuda_graphs"] or other.step.graph is not None
     for ours, theirs in zip(got, expected, strict=True):
         for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+            assert ours[name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), name
     for (name, a), b in zip(other.policy.named_parameters(), eager.policy.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=tolerance, msg=name)
 
 
 def test_the_losses_on_the_gpu_equal_those_on_the_cpu() -> None:
@@ -71,6 +82,7 @@ def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
             metrics = ppo.add_advantages(data) | ppo.update(data, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
     assert all(math.isfinite(value) for value in metrics.values())
 
 
@@ -104,8 +116,9 @@ def test_a_graph_replays_what_the_function_does() -> None:
         return x * 2
 
     call = GraphedCall(increment, warmup=2)
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with on_stream(torch.cuda.Stream()):
         assert [float(call()) for _ in range(5)] == [2.0, 4.0, 6.0, 8.0, 10.0]
+    assert call.graph is not None
 
 
 def test_copies_lie_in_the_same_place_and_hold_what_came_last() -> None:
@@ -125,14 +138,40 @@ def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
     heads = TaskHeads(50, 64, 32, 4, 1.0).cuda()
     x, task_idx = torch.randn(200, 64, device="cuda"), torch.randint(50, (200,), device="cuda")
     expected = loop_over_rows(heads, x, task_idx)
-    compiled = torch.compile(heads, fullgraph=True)
-    for run in (heads, compiled):
+    wanted = torch.autograd.grad(expected.sum(), heads.parameters())
+    for run in (heads, torch.compile(heads, fullgraph=True)):
         with torch.autocast("cuda", torch.bfloat16):
-            torch.testing.assert_close(run(x.bfloat16(), task_idx), expected, rtol=0.05, atol=0.05)
+            out = run(x.bfloat16(), task_idx)
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+        for a, b in zip(torch.autograd.grad(out.sum(), heads.parameters()), wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, overlap) -> None:
+    """Told by the first step of every update, in which the policy is still the one that acted, or one update ahead."""
+    config = tiny_config(
+        device="cuda", run_dir=tmp_path / "run", total_frames=6 * 192, eval_interval=2 * 192, overlap=overlap
+    )
+    trainer = Trainer(config)
+    differences, original = [], trainer.ppo.update
+
+    def update_and_note(data, progress):
+        loc, scale = trainer.policy.distribution(data["observation"], data["task_one_hot"], data["task_idx"])
+        log_prob = torch.distributions.Normal(loc, scale).log_prob(data["action"]).sum(-1)
+        differences.append(float((log_prob - data["action_log_prob"]).abs().mean()))
+        return original(data, progress)
+
+    trainer.ppo.update = update_and_note
+    trainer.train()
+    assert trainer.frames == 6 * 192 and trainer.ppo.step.graph is not None
+    assert all(difference < 0.05 for difference in (differences[:1] if overlap else differences))
+    assert not overlap or all(difference > 1e-3 for difference in differences[1:])
 
 
 def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
-    config = tiny_config(device="cuda", run_dir=tmp_path / "run", total_frames=192 * 10)
+    steps = {"num_epochs": 6, "num_minibatches": 6}
+    config = tiny_config(device="cuda", run_dir=tmp_path / "run", total_frames=192 * 10, **steps)
     report = profile_training(config, iterations=1)
     assert report["launches_per_step"] < 10
     assert report["waits_in_update"] <= 2  # the metrics', and the profile's own

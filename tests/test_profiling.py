@@ -30,11 +30,10 @@ def test_the_union_of_intervals() -> None:
     assert profiling._covered([(5, 6), (0, 2), (1, 3), (1.5, 2.5)]) == 4
 
 
-def test_a_matrix_product_is_timed_in_the_precision_of_training() -> None:
-    rate = profiling.matmul_flops_per_second(tiny_config(precision="fp32"), torch.device("cpu"), seconds=0.0)
-    assert 1e8 < rate < 1e15
+def test_auto_precision_goes_by_the_device() -> None:
     assert resolve_precision(torch.device("cpu"), "auto") == "fp32"
     assert resolve_precision(torch.device("cuda"), "auto") == "bf16"
+    assert resolve_precision(torch.device("cpu"), "bf16") == "bf16"
 
 
 def test_the_profile_adds_up_and_leaves_a_trace(tmp_path, capsys) -> None:
@@ -44,9 +43,8 @@ def test_the_profile_adds_up_and_leaves_a_trace(tmp_path, capsys) -> None:
     report = json.loads(out.read_text())
     parts = [report.get(f"seconds/{name}", 0.0) for name in profiling.PARTS]
     assert 0.8 * report["seconds/total"] < sum(parts) <= 1.001 * report["seconds/total"]
-    assert report["steps_per_second"] == pytest.approx(12 * 16 / report["seconds/total"])
-    assert report["update_samples_per_second"] == pytest.approx(2 * 12 * 16 / report["seconds/update"])
     assert report["operators_per_step"] > 50
+    assert (report["frames_per_batch"], report["optimiser_steps"]) == (192, 4)
     printed = capsys.readouterr().out
     assert "bound by" in printed and f"{report['steps_per_second']:,.0f} steps/s" in printed
     with gzip.open(tmp_path / "run" / "trace.json.gz") as file:

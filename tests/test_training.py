@@ -148,6 +148,8 @@ def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_updat
                 if torch.allclose(candidate.actor.get_dist(td).log_prob(td["action"]), td["action_log_prob"], atol=1e-5)
             ]
         assert matching == [max(0, iteration - 1)]
+        loc, _ = policies[matching[0]].distribution(td["observation"], td["task_one_hot"], td["task_idx"])
+        assert ((td["action"] - loc).abs().amax(-1) > 1e-3).all()  # none is the mean, whatever the learner is at
     # And it goes on from where it was: no step is lost or simulated twice.
     for before, after in itertools.pairwise(rollouts):
         going_on = ~before["next", "done"][:, -1, 0]
