@@ -34,7 +34,7 @@ class TrainConfig:
     """Where the policy lives and learns. auto: CUDA when there is one."""
     compile: Compile = "auto"
     """Compile advantages and loss with torch.compile, and acting on CUDA. auto: on CUDA only. On 2 CPU cores
-    it saves 2 % of an iteration and costs half a minute at the start."""
+    compiled updates are slower, since they compute all heads for all rows."""
     cuda_graphs: bool = True
     """On CUDA, replay optimiser steps as one CUDA graph each."""
     precision: Precision = "auto"
