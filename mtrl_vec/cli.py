@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -146,6 +147,7 @@ def profile(arguments: Sequence[str]) -> int:
     _check_json(args.json)
     from mtrl_vec import profiling
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks about itself on the terminal
     config = args.config
     if config.run_dir is None:
         config = dataclasses.replace(config, run_dir=Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-profile")

@@ -55,7 +55,7 @@ class TrainConfig:
     """Simulator processes, over which the environments are spread evenly. By default what suits the machine."""
     max_episode_steps: int = 100
     """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
-    that works needs few (the pretrained one at most 63 on 180 fresh goals), and practises more with a new start than
+    that works needs few (the pretrained one at most 49 on 180 fresh goals), and practises more with a new start than
     with holding on to the goal."""
     goals_seed: int | None = None
     """Train on Meta-World's 50 fixed goals per task for this benchmark seed, instead of fresh goals every episode."""
