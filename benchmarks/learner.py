@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import tyro
-from machine import machine, progress, seconds_per_call, versions
+from common import progress, seconds_per_call
 from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
@@ -26,6 +26,7 @@ from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import on_stream, resolve_device
 from mtrl_vec.errors import InputError
+from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
 from mtrl_vec.profiling import flops_per_sample, matmul_flops_per_second

@@ -24,12 +24,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import tyro
-from machine import machine, progress, versions
+from common import progress
 
 import mtrl_vec
 from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED
 from mtrl_vec.cli import parse_train
 from mtrl_vec.errors import InputError
+from mtrl_vec.machine import machine, versions
 from mtrl_vec.tasks import TASKS
 
 matplotlib.use("Agg")

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 import tyro
-from machine import machine, progress, seconds_per_call, versions
+from common import progress, seconds_per_call
 from torch import Tensor
 from torch.nn.functional import silu
 
 from mtrl_vec.config import Precision, TrainConfig
 from mtrl_vec.device import autocast, on_stream, resolve_device, resolve_precision
 from mtrl_vec.errors import InputError
+from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy import TaskHeads
 from mtrl_vec.sim import ACTION_SIZE
 
@@ -101,8 +102,12 @@ def measure(args: Args) -> list[dict[str, object]]:
                 if name == "bmm" and 4 * batch_size * config.torso[1] * config.head > MEMORY_LIMIT:
                     continue
                 torch._dynamo.reset()
-                call = prepare(way, name, heads, features, task_idx, precision)
-                seconds = seconds_per_call(call, device, args.seconds)
+                try:
+                    call = prepare(way, name, heads, features, task_idx, precision)
+                    seconds = seconds_per_call(call, device, args.seconds)
+                except torch.cuda.OutOfMemoryError:
+                    progress(f"K={num_tasks} rows={batch_size} {name} does not fit into the GPU")
+                    continue
                 rows.append({"num_tasks": num_tasks, "batch_size": batch_size, "way": name, "seconds": seconds})
                 progress(f"K={num_tasks} rows={batch_size} {name} {1e6 * seconds:,.0f} us")
     return rows

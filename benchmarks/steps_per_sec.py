@@ -41,10 +41,11 @@ from baselines import (
     TutorialPPO,
     random_actions,
 )
-from machine import machine, progress, versions
+from common import progress
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import available_cores, default_num_workers, deferred_interrupts, make_env
+from mtrl_vec.machine import machine, versions
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
 

@@ -44,7 +44,8 @@ class ActingPolicy(TensorDictModuleBase):
         # In a tuple, out of sight of nn.Module: collectors look for the parameters of what they are given.
         self._policies = policy, copies[0], copies[1]
         self._precision, self._timer, self._mean = config.precision, timer, mean
-        self._generator = torch.Generator(self.device).manual_seed(config.seed) if on_gpu else None
+        # Another seed than the minibatches': two generators with the same one would draw the same.
+        self._generator = torch.Generator(self.device).manual_seed(config.seed + 2**32) if on_gpu else None
         self._distribution = self._policies[1].distribution
         if on_gpu and config.compiles(self.device.type):
             self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)

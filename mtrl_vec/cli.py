@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -133,6 +134,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def profile(arguments: Sequence[str]) -> int:
     """Profile training and print a table."""
+    given = list(arguments)
     preset, arguments = _split_preset(arguments)
     args = _parse(
         ProfileArgs,
@@ -146,6 +148,7 @@ def profile(arguments: Sequence[str]) -> int:
         raise InputError(f"iterations is {args.iterations}: it must be positive")
     _check_json(args.json)
     from mtrl_vec import profiling
+    from mtrl_vec.machine import machine, versions
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks about itself on the terminal
     config = args.config
@@ -158,7 +161,8 @@ def profile(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(profiling.describe(report)))
-    _write_json(args.json, report)
+    about = {"command": shlex.join(["python", "-m", "mtrl_vec", "profile", *given]), **machine(), **versions()}
+    _write_json(args.json, report | about)
     return 0
 
 

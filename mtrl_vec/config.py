@@ -196,7 +196,7 @@ def _require(condition: bool, name: str, value: object, problem: str) -> None:
 PRESETS: dict[str, TrainConfig] = {
     "cpu": TrainConfig(),
     # Wider and with larger minibatches: a GPU has an update done in no time, so that the simulators are all there is to
-    # wait for, and they prefer to be many per worker. Takes more frames, of which there are more per second.
+    # wait for, and they prefer to be many per worker. Fewer updates per frame want more frames. Not yet tried on a GPU.
     "gpu": TrainConfig(num_envs=1440, total_frames=4_000_000, eval_interval=500_000),
     # The values of the tutorial that this project grew from, without its mistakes. Its batch of 512 frames is what 24
     # minibatches of 192 environments and 64 steps come to.

@@ -22,7 +22,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(device: torch.device, precision: Precision) -> Precision:
-    """``auto`` is bf16 on CUDA and fp32 on the CPU, where converting back and forth eats up what bf16 gains."""
+    """``auto`` is bf16 on CUDA and fp32 on the CPU, where converting back and forth eats up most of what bf16 gains."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" else "fp32"
@@ -59,14 +59,14 @@ class DeviceCopy:
         self._data: TensorDictBase | None = None
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """The copy of ``data``, which has the same keys and shapes every time."""
+        """The copy of ``data``, which has the same keys and shapes every time. Other keys may be added to it."""
         if self._pinned is None or self._data is None:
             self._pinned = data.clone().pin_memory()
             self._data = data.to(self._device)
         for key in data.keys(include_nested=True, leaves_only=True):
             self._pinned[key].copy_(data[key])
             self._data[key].copy_(self._pinned[key], non_blocking=True)
-        return self._data
+        return self._data.clone(recurse=False)
 
 
 class GraphedCall:

@@ -85,13 +85,19 @@ class PPO:
         config: the hyperparameters.
         policy: on its device.
         timer: counts the sections ``load``, ``advantages`` and ``update``.
+        behaviour: what collects the rollouts, if not ``policy``: on a GPU it gives their log-probabilities.
     """
 
-    def __init__(self, config: TrainConfig, policy: SharedPolicy, timer: Timer | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: SharedPolicy,
+        timer: Timer | None = None,
+        behaviour: SharedPolicy | None = None,
+    ) -> None:
         self.config = config
         self.policy = policy
-        self.behaviour = policy
-        """What collected the rollouts: on a GPU their log-probabilities are worked out with it."""
+        self.behaviour = behaviour or policy
         self.timer = timer or Timer()
         self.device = next(policy.parameters()).device
         on_gpu = self.device.type == "cuda"

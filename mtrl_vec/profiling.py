@@ -180,7 +180,8 @@ def describe(report: Report) -> Iterator[str]:
         yield "  (collecting and learning overlap, so that the shares add up to more than the whole)"
     yield ""
     speed, alone = report["steps_per_second"], report["simulation_steps_per_second"]
-    yield f"training {speed:,.0f} steps/s; simulating goes at {alone:,.0f} of which that is {speed / alone:.2f}"
+    share = "" if report["overlap"] else f"; simulating goes at {alone:,.0f}, of which that is {speed / alone:.2f}"
+    yield f"training {speed:,.0f} steps/s{share}"
     rate, peak = report["update_flops_per_second"], report["matmul_flops_per_second"]
     yield (
         f"update {report['update_samples_per_second']:,.0f} samples/s in {report['optimiser_steps']} steps of "

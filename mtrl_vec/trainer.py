@@ -120,8 +120,7 @@ class Trainer:
         self.timer = timer or Timer()
         self.policy = SharedPolicy(config).to(self.device)
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.overlap)
-        self.ppo = PPO(config, self.policy, self.timer)
-        self.ppo.behaviour = self.acting.previous
+        self.ppo = PPO(config, self.policy, self.timer, self.acting.previous)
         self.iteration = 0
         self.best_success = -1.0
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""

@@ -51,12 +51,14 @@ def test_graphed_and_compiled_updates_equal_the_eager_one(way, entropy_coeff, pr
     common = {"device": "cuda", "precision": precision, "entropy_coeff": entropy_coeff}
     eager, expected = learn(tiny_config(**common, compile="off", cuda_graphs=False))
     other, got = learn(tiny_config(**common, **way))
+    common_size = eager.config.minibatch_size
     assert not way["cuda_graphs"] or other.step.graph is not None
     for ours, theirs in zip(got, expected, strict=True):
         for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance), name
+            one_row = 2 / common_size if name == "clip_fraction" else 0.0
+            assert ours[name] == pytest.approx(value, rel=10 * tolerance, abs=tolerance + one_row), name
     for (name, a), b in zip(other.policy.named_parameters(), eager.policy.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance, msg=name)
 
 
 def test_the_losses_on_the_gpu_equal_those_on_the_cpu() -> None:
@@ -149,7 +151,7 @@ def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, overlap) -> None:
-    """Told by the first step of every update, in which the policy is still the one that acted, or one update ahead."""
+    """Without overlap the policy that is about to learn is the one that acted, and with overlap one update ahead."""
     config = tiny_config(
         device="cuda", run_dir=tmp_path / "run", total_frames=6 * 192, eval_interval=2 * 192, overlap=overlap
     )

@@ -132,6 +132,12 @@ def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_updat
     policies, rollouts, original = [copy.deepcopy(trainer.policy)], [], trainer.ppo.learn
 
     def learn_and_note(rollout, progress):
+        # What a GPU would take for the policy that acted.
+        loc, scale = trainer.ppo.behaviour.distribution(
+            rollout["observation"], rollout["task_one_hot"], rollout["task_idx"]
+        )
+        log_prob = torch.distributions.Normal(loc, scale).log_prob(rollout["action"]).sum(-1)
+        torch.testing.assert_close(log_prob, rollout["action_log_prob"], rtol=1e-4, atol=1e-4)
         metrics = original(rollout, progress)
         rollouts.append(rollout.clone())
         policies.append(copy.deepcopy(trainer.policy))
