@@ -24,8 +24,8 @@ class TaskHeads(nn.Module):
     """``K`` two-layer perceptrons in stacked weights ``[K, in, out]``; every row gets the output of its own task's.
 
     There are several ways to the same result, which ``benchmarks/routing.py`` compares; `forward` takes the fastest in
-    the precision at hand (on a GPU: by reckoning, not yet by measuring). A row gives the other tasks' heads exactly zero
-    gradient in all of them.
+    the precision at hand (on a GPU: by reckoning, not yet by measuring). In all of them a row gives the other tasks'
+    heads exactly zero gradient.
     """
 
     def __init__(self, num_tasks: int, in_features: int, hidden: int, out_features: int, out_gain: float) -> None:
