@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from mtrl_vec.device import wait_for
+from mtrl_vec.machine import machine, versions
 
 
 def progress(message: str) -> None:
@@ -18,11 +24,11 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
     """Median over rounds of several calls each, for about as long as told, after a warm-up."""
 
     def timed(calls: int) -> float:
-        wait(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        wait(device)
+        wait_for(device)
         return (time.perf_counter() - start) / calls
 
     timed(2)
@@ -34,6 +40,8 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
     return statistics.median(rounds)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def write_results(path: Path | None, results: dict[str, object]) -> None:
+    """As JSON, with the machine, the versions and the command in front; no path, no file."""
+    if path is not None:
+        about = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
+        path.write_text(json.dumps(about | results, indent=2) + "\n")

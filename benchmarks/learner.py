@@ -7,8 +7,6 @@ take turns. The plain matrix products of the same shapes, without anything betwe
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 import tyro
-from common import progress, seconds_per_call
+from common import progress, seconds_per_call, write_results
 from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
@@ -26,7 +24,6 @@ from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import on_stream, resolve_device
 from mtrl_vec.errors import InputError
-from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
 from mtrl_vec.profiling import flops_per_sample, matmul_flops_per_second
@@ -235,12 +232,10 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    about = {"machine": machine(), "versions": versions(), "command": shlex.join(["python", *sys.argv])}
     for name, value in results.items():
         print(name, f"{value:.6g}")
     print("\n" + report(results))
-    if args.json is not None:
-        args.json.write_text(json.dumps(results | about, indent=2) + "\n")
+    write_results(args.json, dict(results))
     return 0
 
 

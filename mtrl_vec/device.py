@@ -36,6 +36,12 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all it was given; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @contextlib.contextmanager
 def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """Queue work on a stream of its own, after all that was queued before; None, on the CPU, changes nothing."""

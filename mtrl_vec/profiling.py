@@ -20,8 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import resolve_device, resolve_precision
+from mtrl_vec.device import resolve_device, resolve_precision, wait_for
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.sim import OBSERVATION_SIZE
 from mtrl_vec.timing import Timer
 from mtrl_vec.trainer import TRACE_NAME, Trainer
 
@@ -43,7 +44,7 @@ def flops_per_sample(config: TrainConfig) -> float:
     policy, rows = SharedPolicy(config), 64
     task_idx = torch.arange(rows * len(config.tasks)) % len(config.tasks)
     one_hot = torch.nn.functional.one_hot(task_idx, len(config.tasks)).float()
-    inputs = torch.randn(len(task_idx), 39), one_hot, task_idx
+    inputs = torch.randn(len(task_idx), OBSERVATION_SIZE), one_hot, task_idx
     with FlopCounterMode(display=False) as counter:
         hidden = policy.torso.module(*inputs[:2])
         loc, scale = policy.actor_heads[0].module(hidden, task_idx)
@@ -58,18 +59,13 @@ def matmul_flops_per_second(config: TrainConfig, device: torch.device, seconds: 
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end or best == math.inf:
-        _wait_for(device)
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(4):
             a @ b
-        _wait_for(device)
+        wait_for(device)
         best = min(best, (time.perf_counter() - start) / 4)
     return 2 * size**3 / best
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) -> Report:
@@ -99,7 +95,7 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         with profile(activities=activities) as profiler:
             iterate()
-            _wait_for(device)
+            wait_for(device)
         profiler.export_chrome_trace(str(trainer.run_dir / TRACE_NAME))
     seconds["total"] = wall / iterations
     seconds["collect, other"] = max(0.0, seconds["collect"] - sum(seconds.get(name, 0.0) for name in ACTING))
