@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from common import progress, seconds_per_call
+from common import progress, seconds_per_call, write_results
 from torch import Tensor
 from torch.nn.functional import silu
 
 from mtrl_vec.config import Precision, TrainConfig
 from mtrl_vec.device import autocast, on_stream, resolve_device, resolve_precision
 from mtrl_vec.errors import InputError
-from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy import TaskHeads
 from mtrl_vec.sim import ACTION_SIZE
 
@@ -134,10 +132,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report(rows))
-    if args.json is not None:
-        args.json.write_text(
-            json.dumps({"machine": machine(), "versions": versions(), "results": rows}, indent=2) + "\n"
-        )
+    write_results(args.json, {"results": rows})
     return 0
 
 
