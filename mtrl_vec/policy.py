@@ -6,6 +6,7 @@ Shapes: ``B`` rows, ``K`` tasks, ``D`` observation size, ``H`` width of the tors
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, TensorDictModule
@@ -54,12 +55,12 @@ class TaskHeads(nn.Module):
         counts = torch.bincount(task_idx, minlength=len(self.weight1)).tolist()
         rows = features.index_select(0, order)
         hidden = nn.functional.silu(split_linear(rows, self.weight1, self.bias1, counts))
-        return split_linear(hidden, self.weight2, self.bias2, counts).index_select(0, torch.argsort(order))
+        return self._output(hidden, split_linear, counts).index_select(0, torch.argsort(order))
 
     def gathered(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """All heads on all rows, of which each row gathers its own."""
         hidden = nn.functional.silu(gathered_linear(features, self.weight1, self.bias1, task_idx))
-        return self._output(hidden, task_idx)
+        return self._output(hidden, gathered_linear, task_idx)
 
     def grouped(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """Rows sorted by task, all heads in one grouped product, which takes the sizes from the device: in bf16."""
@@ -70,12 +71,12 @@ class TaskHeads(nn.Module):
         rows, weight = features.index_select(0, order).bfloat16(), self.weight1.bfloat16()
         product = nn.functional.grouped_mm(rows, weight, offs=ends)
         hidden = nn.functional.silu(product + self.bias1.bfloat16().index_select(0, sorted_idx))
-        return self._output(hidden, sorted_idx).index_select(0, torch.argsort(order))
+        return self._output(hidden, gathered_linear, sorted_idx).index_select(0, torch.argsort(order))
 
-    def _output(self, hidden: Tensor, task_idx: Tensor) -> Tensor:
+    def _output(self, hidden: Tensor, linear: Callable[..., Tensor], rows: Tensor | list[int]) -> Tensor:
         # In fp32 also under autocast: bf16 would round a value of 10 to the next 1/16.
         with torch.autocast(hidden.device.type, enabled=False):
-            return gathered_linear(hidden.float(), self.weight2, self.bias2, task_idx)
+            return linear(hidden.float(), self.weight2, self.bias2, rows)
 
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:

@@ -42,6 +42,16 @@ def test_routing_equals_a_loop_over_rows_in_outputs_and_gradients(num_tasks: int
         torch.testing.assert_close(a, b, **tolerance)
 
 
+@pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
+def test_under_autocast_the_last_layer_stays_in_full_precision(way: str) -> None:
+    heads = TaskHeads(3, 16, 8, 1, 1.0)
+    torch.nn.init.zeros_(heads.weight2)
+    torch.nn.init.constant_(heads.bias2, 10.03)  # in bf16 that would be 10, and a critic's errors of that size
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        routed = getattr(heads, way)(torch.randn(40, 16), torch.arange(40) % 3)
+    torch.testing.assert_close(routed, torch.full((40, 1), 10.03))
+
+
 def test_relative_features_of_simulated_steps() -> None:
     """Against what consecutive frames of the simulator say, and nothing of the observation is lost."""
     sim = SawyerSim(TASKS, np.arange(6) % 3, seed=0)
