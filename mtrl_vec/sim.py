@@ -13,7 +13,7 @@ Shapes: ``n`` slots. All lengths in metres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -35,6 +35,13 @@ _ACTION_SCALE = np.float32(1 / 100)
 _HAND_LOW, _HAND_HIGH = np.array([-0.525, 0.348, -0.0525]), np.array([0.525, 1.025, 0.7])
 # The weld between mocap body and hand, as `SawyerMocapBase.reset_mocap_welds` sets it.
 _WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
+
+_LOW_64_BITS = 2**64 - 1
+
+_SLOT_ARRAYS = (
+    "task_idx state elapsed observation _previous _fresh _resting _init_obj _goal _xpos _site_xpos _obj_xmat".split()
+)
+"""Of a `SawyerSim`, with a row per slot: with the random streams, all that it goes on from."""
 
 _STATE_PARTS = ("TIME", "QPOS", "QVEL", "WARMSTART", "CTRL", "MOCAP_POS", "MOCAP_QUAT")
 """What the future depends on. The rest of MuJoCo's integration state (applied forces, ...) never changes here."""
@@ -136,6 +143,21 @@ class SawyerSim:
     def seed(self, seed: int) -> None:
         """Restart every slot's random stream."""
         self._rngs = [np.random.default_rng((seed, self._first_slot + i)) for i in range(len(self.task_idx))]
+
+    def snapshot(self) -> dict[str, NDArray]:
+        """A copy of all that the slots go on from, random streams included: arrays of ``n`` rows."""
+        arrays = {name.lstrip("_"): getattr(self, name).copy() for name in _SLOT_ARRAYS}
+        return arrays | {"rng": np.stack([_rng_to_row(rng) for rng in self._rngs])}
+
+    def restore(self, snapshot: Mapping[str, NDArray]) -> None:
+        """Go on from a `snapshot`, to the last bit, also one that another `SawyerSim` of the same settings has taken.
+
+        MuJoCo's part of it is set before each slot's turn as ever, so that nothing has to be computed anew.
+        """
+        for name in _SLOT_ARRAYS:
+            getattr(self, name)[:] = snapshot[name.lstrip("_")]
+        for rng, row in zip(self._rngs, snapshot["rng"], strict=True):
+            _row_to_rng(row, rng)
 
     def _settle(self) -> Array:
         """Simulate Meta-World's hand reset once, and note where it ends and where everything is named in the model."""
@@ -316,6 +338,19 @@ class SawyerSim:
             if len(rows):
                 reward[rows], success[rows] = task.reward(inputs.rows(rows))
         return reward, success
+
+
+def _rng_to_row(rng: np.random.Generator) -> NDArray[np.int64]:
+    """The state of NumPy's PCG64 as 64-bit numbers: two of 128 bits each, and half of the last draw."""
+    state = rng.bit_generator.state
+    words = [word for number in state["state"].values() for word in (number >> 64, number & _LOW_64_BITS)]
+    return np.array([*words, state["has_uint32"], state["uinteger"]], dtype=np.uint64).view(np.int64)
+
+
+def _row_to_rng(row: NDArray[np.int64], rng: np.random.Generator) -> None:
+    state_high, state_low, inc_high, inc_low, has_uint32, uinteger = row.view(np.uint64).tolist()
+    numbers = {"state": state_high << 64 | state_low, "inc": inc_high << 64 | inc_low}
+    rng.bit_generator.state |= {"state": numbers, "has_uint32": has_uint32, "uinteger": uinteger}
 
 
 def _ignore_warning(_message: str) -> None:

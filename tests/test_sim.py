@@ -158,3 +158,35 @@ def test_the_three_models_differ_only_in_the_goal_marker() -> None:
             for other in models[1:]:
                 np.testing.assert_array_equal(value, getattr(other, attribute), err_msg=attribute)
     assert load_model().ngeom < load_model(visual=True).ngeom == models[0].ngeom
+
+
+def test_a_restored_simulation_goes_on_to_the_last_bit_in_another_simulator() -> None:
+    """With resets, random draws and contacts after the snapshot; the other one has another past and another seed."""
+    options = {"max_episode_steps": 25, "random_phase": True, "rest_after_success": True}
+    first = SawyerSim(TASKS, np.arange(6) % 3, seed=7, **options)
+    second = SawyerSim(TASKS, np.arange(6)[::-1] % 3, seed=8, first_slot=100, **options)
+    actions = np.random.default_rng(0).uniform(-1, 1, (80, 6, 4)).astype(np.float32)
+    for sim, start in ((first, 0), (second, 10)):
+        sim.reset()
+        for action in actions[start : start + 30]:
+            sim.reset(sim.step(action).truncated)
+    first._rngs[2].integers(10, dtype=np.uint32)  # leaves half of a draw behind, which is part of the state
+    second.restore({name: array.copy() for name, array in first.snapshot().items()})
+    for action in actions[30:]:
+        theirs, ours = first.step(action), second.step(action)
+        for name, expected, got in zip(theirs._fields, theirs, ours, strict=True):
+            np.testing.assert_array_equal(got, expected, err_msg=name)
+        np.testing.assert_array_equal(first.reset(theirs.truncated), second.reset(ours.truncated))
+    assert first._rngs[2].integers(10, dtype=np.uint32) == second._rngs[2].integers(10, dtype=np.uint32)
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    sim = SawyerSim(TASKS, [0, 1, 2], seed=7)
+    sim.reset()
+    snapshot = sim.snapshot()
+    kept = {name: array.copy() for name, array in snapshot.items()}
+    sim.step(np.ones((3, 4), np.float32))
+    sim.reset()
+    for name, array in kept.items():
+        np.testing.assert_array_equal(snapshot[name], array, err_msg=name)
+        assert len(array) == 3

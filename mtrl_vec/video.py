@@ -1,0 +1,147 @@
+"""A video of a policy on each of its tasks side by side, with success marked as it comes.
+
+Simulated by `mtrl_vec.sim.SawyerSim`, bit for bit what Meta-World does, and drawn from its states with Meta-World's own
+geometry. Drawing needs no display but an OpenGL library: see `choose_gl`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mtrl_vec.errors import InputError
+from mtrl_vec.tasks import Array, Task, resolve_tasks
+
+if TYPE_CHECKING:
+    from mtrl_vec.sim import SawyerSim
+
+Act = Callable[[Array, str], NDArray[np.float32]]
+"""A policy: observations [n, 39] and the task's name -> actions [n, 4]."""
+
+STEP_SECONDS = 0.0125
+"""Simulated time of an environment step: 80 of them are a second."""
+STEPS_AFTER_SUCCESS = 40
+"""How much longer than to its success an episode is shown."""
+
+_MARKER = {"reach-v3": (0.8, 0, 0, 1), "push-v3": (0, 0.8, 0, 1), "pick-place-v3": (0, 0, 0.8, 1)}
+"""The colours of the goal's marker in Meta-World's models of the tasks."""
+_GIF_WIDTH, _GIF_FPS = 720, 10
+_OFFSCREEN = ("egl", "osmesa")
+_TRIAL = """
+import mujoco
+context = mujoco.GLContext(8, 8)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+def choose_gl() -> str:
+    """Find out by trying it in a process of its own what MuJoCo can draw with here, and set ``MUJOCO_GL`` to it.
+
+    On Linux these are tried: EGL, OSMesa, and where there is a display GLFW; or only ``MUJOCO_GL`` where it is set
+    already. Other systems have a default that works.
+
+    Returns:
+        What ``MUJOCO_GL`` is now; empty for the system's default.
+
+    Raises:
+        InputError: nothing works. The message names the packages to install.
+    """
+    given = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if sys.platform != "linux":
+        return given
+    display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    for gl in [given] if given else [*_OFFSCREEN, *(["glfw"] if display else [])]:
+        settings = {"MUJOCO_GL": gl} | ({"PYOPENGL_PLATFORM": gl} if gl in _OFFSCREEN else {})
+        trial = subprocess.run([sys.executable, "-c", _TRIAL], env=os.environ | settings, capture_output=True)
+        if trial.returncode == 0:
+            os.environ.update(settings)
+            return gl
+    if given:
+        raise InputError(f"MUJOCO_GL={given} does not work here: unset it to use what does")
+    raise InputError("video needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, or libosmesa6")
+
+
+def record(
+    act: Act,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    episodes: int = 2,
+    seed: int = 0,
+    max_episode_steps: int = 150,
+    width: int = 360,
+    height: int = 360,
+    fps: int = 40,
+) -> list[Path]:
+    """Film episodes of every task side by side; write ``<out>.mp4`` and ``<out>.gif``.
+
+    Every environment step is a frame, so 80 frames a second are real time and the default is half speed. The GIF takes
+    just as long, with fewer and smaller frames. An episode goes on for half a simulated second after its success, then
+    waits for those of the other tasks. The files appear complete or not at all.
+
+    Args:
+        act: see `Act`; asked for one row at a time.
+        tasks: names of the tasks, from left to right.
+        out: the files' name without its end; in an existing folder.
+        episodes: how many of each task.
+        seed: of objects and goals: the same one gives the same video.
+        max_episode_steps: an episode without success by then has failed, in environment steps.
+        width: of a task's picture, in pixels.
+        height: of a task's picture, in pixels.
+        fps: frames per second.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: an unknown task, a number that is not positive, a missing library, or a place that files cannot be
+            written to; all before anything is simulated.
+    """
+    found = resolve_tasks(tasks)
+    numbers = {"episodes": episodes, "max_episode_steps": max_episode_steps, "width": width, "height": height}
+    for name, number in (numbers | {"fps": fps}).items():
+        if number < 1:
+            raise InputError(f"{name} is {number}: it must be positive")
+    try:
+        import av  # noqa: F401  (what imageio encodes with)
+        import imageio.v3 as iio
+    except ImportError as error:
+        raise InputError("video needs imageio and av: pip install 'mtrl_vec[pictures]'") from error
+    files = [out.with_name(f"{out.name}{end}") for end in (".mp4", ".gif")]
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".video-", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"cannot write to {out.parent} ({error.strerror}): give a folder that you can write to") from error
+
+    with folder as name, _Stage(width, height) as stage:
+        from mtrl_vec.sim import SawyerSim
+
+        parts = [Path(name, file.name) for file in files]
+        sim = SawyerSim(found, range(len(found)), seed=seed, max_episode_steps=max_episode_steps)
+        small: list[Image.Image] = []
+        every = max(1, round(fps / _GIF_FPS))
+        with iio.imopen(parts[0], "w", plugin="pyav") as movie:
+            movie.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+            for index, frame in enumerate(_film(act, sim, stage, episodes, fps)):
+                movie.write_frame(np.asarray(frame))
+                if index % every == 0:
+                    frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))
+                    small.append(frame)
+        # One palette for all, so that what does not move stays the same; of the last frame, which has all the colours.
+        palette = small[-1].quantize(dither=Image.Dither.NONE)
+        first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small)
+        first.save(parts[1], save_all=True, append_images=rest, duration=1000 * every / fps, loop=0)
+        for part, file in zip(parts, files, strict=True):
+            part.replace(file)
+    return files
