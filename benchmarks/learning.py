@@ -54,9 +54,11 @@ ABLATION = {
 """What is changed in each cell of the ablation, all with seed 1: to be compared with the cell ``seed1``."""
 
 VARIANTS = {
-    "bf16": "--precision bf16",
-    "overlap": "--overlap",
-    "gpu-preset": "--preset gpu --device cpu",
+    "bf16": "--seed 1 --precision bf16",
+    "bf16-seed2": "--seed 2 --precision bf16",
+    "bf16-seed3": "--seed 3 --precision bf16",
+    "overlap": "--seed 1 --overlap",
+    "gpu-preset": "--seed 1 --preset gpu --device cpu",
 }
 """Other ways to run the same: what do they cost in learning?"""
 
@@ -77,7 +79,7 @@ class Args:
     ablation: bool = False
     """Also leave out one choice at a time, with seed 1, and learn each task alone; after the seeds."""
     variants: bool = False
-    """Also learn in bf16, with collecting and learning overlapped, and with the settings for GPUs, with seed 1."""
+    """Also learn in bf16, with collecting and learning overlapped, and with the settings for GPUs."""
     ship: str | None = None
     """Put the best policy of this cell into the package, as `eval pretrained`, with its provenance beside it."""
     report_only: bool = False
@@ -90,7 +92,7 @@ def cells(args: Args) -> dict[str, list[str]]:
     if args.ablation:
         study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in ABLATION.items()}
     if args.variants:
-        study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in VARIANTS.items()}
+        study |= {name: shlex.split(flags) for name, flags in VARIANTS.items()}
     return study
 
 
