@@ -44,10 +44,11 @@ from baselines import (
 from common import progress
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.envs import available_cores, default_num_workers, deferred_interrupts, make_env
+from mtrl_vec.envs import make_env
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import TASKS
+from mtrl_vec.workers import available_cores, default_num_workers, deferred_interrupts
 
 TARGETS = (
     ("sim_1proc", "floor_1proc", 0.95),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from pathlib import Path
 
 import torch
 
-from mtrl_vec.envs import available_cores
+from mtrl_vec.workers import available_cores
 
 PACKAGES = ("torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
 
@@ -25,6 +26,7 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
+@functools.cache
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that matter; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

@@ -1,0 +1,205 @@
+"""Worker processes that hold environments: how they start, are waited for, are asked for their state, and end.
+
+Shapes: ``W`` workers, ``E`` environments per worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+from torchrl.envs import ParallelEnv
+
+from mtrl_vec.errors import WorkerDied
+from mtrl_vec.timing import Timer
+
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How worker processes start. Where the system has it, as copies of one that has imported everything: in 0.3 s instead
+of 3.4 (two workers on two cores), but for the first time, and on many cores without each importing the same."""
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach. One that is pressed meanwhile takes effect at the end of the block.
+
+    A terminal sends it to every process of the group, but when and how to stop is for the parent to decide. Where
+    SIGTERM counts as Ctrl-C, it waits as well; the new processes take it as ever.
+    """
+    received = threading.Event()
+    resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
+    main = threading.current_thread() is threading.main_thread()
+    like_ctrl_c = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)[: 1 + like_ctrl_c]}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
+    try:
+        for number in handlers if main else ():  # another thread may take the signal in spite of the mask
+            signal.signal(number, lambda *_: received.set())
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items() if main else ():
+            signal.signal(number, handler)
+        if received.is_set():  # also where the new processes took it too, and failed to start
+            raise KeyboardInterrupt
+
+
+class SimulatorPool(ParallelEnv):
+    """`ParallelEnv` whose parent sleeps, instead of spinning on a core, while the workers simulate.
+
+    TorchRL's parent polls the workers' shared done flags without a pause and so takes a core from them. Even a
+    look every 50 us costs a fifth of their speed where they want every core. But a step takes about as long as the one
+    before: so sleep for most of that, and poll only towards the end.
+    """
+
+    POLL_SECONDS = 1e-4
+    SLEEP_SHARE = 0.85  # of the shortest of the last waits
+    CHECK_SECONDS = 0.2  # between looks for dead workers
+    SHUTDOWN_SECONDS = 10.0
+    timer: Timer | None = None
+    """Counts the section ``simulate``, if there is one."""
+    _shortest_wait = 0.0
+
+    def _start_workers(self) -> None:
+        # It would take threads from the learner for good, or give the parent more than it has just now.
+        self.num_threads = torch.get_num_threads()
+        if START_METHOD == "forkserver":
+            multiprocessing.set_forkserver_preload(["mtrl_vec.envs"])
+        with deferred_interrupts():
+            super()._start_workers()
+
+    def _cleanup_failed_worker_startup(self) -> None:
+        workers = list(self._workers)
+        deadline = time.monotonic() + 2.0
+        while all(process.is_alive() for process in workers) and time.monotonic() < deadline:
+            time.sleep(0.01)  # it has closed its pipe and is about to end
+        dead = next((worker for worker, process in enumerate(workers) if not process.is_alive()), None)
+        self._terminate_and_join_workers(workers, timeout=2.0)
+        super()._cleanup_failed_worker_startup()
+        if dead is not None:
+            raise WorkerDied(f"simulation worker {dead} died with exit code {workers[dead].exitcode} while it started")
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As in `ParallelEnv`. Raises `WorkerDied`."""
+        with self.timer("simulate") if self.timer else contextlib.nullcontext(), self._naming_the_dead():
+            return super().step_and_maybe_reset(tensordict)
+
+    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
+        """As in `ParallelEnv`. Raises `WorkerDied`."""
+        with self._naming_the_dead():
+            return super().set_seed(seed, static_seed=static_seed)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with self._naming_the_dead():
+            return super()._step(tensordict)
+
+    def _reset(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
+        with self._naming_the_dead():
+            result = super()._reset(tensordict, **options)
+        self._shortest_wait = 0.0  # a reset is no step, and steps may take longer from here on
+        return result
+
+    def snapshot(self) -> dict[str, NDArray]:
+        """Of all environments, ``W * E`` rows each: see `mtrl_vec.envs.MetaWorldEnv.snapshot`. Raises `WorkerDied`."""
+        parts = self._ask("snapshot", [()] * self.num_workers)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def restore(self, snapshot: Mapping[str, NDArray]) -> None:
+        """Go on from a `snapshot`, also of a pool with another number of workers; starts them if need be.
+
+        The next reset starts no new episodes but returns what was observed last. Raises `WorkerDied`.
+        """
+        if self.is_closed:
+            self.start()
+        split = {name: np.split(array, self.num_workers) for name, array in snapshot.items()}
+        self._ask("restore", [({name: parts[w] for name, parts in split.items()},) for w in range(self.num_workers)])
+
+    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every worker's environment. (TorchRL's own state dictionaries leave done flags set.)"""
+        with self._naming_the_dead():
+            for channel, args in zip(self.parent_channels, arguments, strict=True):
+                channel.send((method, (args, {})))
+            return [channel.recv()[1] for channel in self.parent_channels]
+
+    @contextlib.contextmanager
+    def _naming_the_dead(self) -> Iterator[None]:
+        started = not self.is_closed  # else TorchRL is about to start them
+        if started:
+            self._check_alive(range(self.num_workers))
+        try:
+            yield
+        except (OSError, EOFError):  # a worker's pipe broke just now, and its process is about to end
+            deadline = time.monotonic() + 1.0
+            while started and time.monotonic() < deadline:
+                self._check_alive(range(self.num_workers))
+                time.sleep(0.01)
+            raise
+
+    def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
+        flags = self._shm_done_flags
+        pending = [(worker, self._worker_indices[worker]) for worker in workers_range]
+        start = checked = time.perf_counter()
+        shortest = self._shortest_wait
+        time.sleep(min(self.SLEEP_SHARE * shortest, self.CHECK_SECONDS))
+        while pending := [(worker, flag) for worker, flag in pending if not flags[flag]]:
+            time.sleep(self.POLL_SECONDS)
+            if time.perf_counter() - checked > self.CHECK_SECONDS:
+                checked = time.perf_counter()
+                self._check_alive([worker for worker, flag in pending if not flags[flag]])
+        # It may grow again, slowly, when steps get slower.
+        waited = time.perf_counter() - start
+        self._shortest_wait = min(waited, 1.05 * shortest) if shortest else waited
+        for worker in workers_range:
+            flags[self._worker_indices[worker]] = 0
+
+    def _check_alive(self, workers: Sequence[int]) -> None:
+        for worker in workers:
+            process = self._workers[worker]
+            if not process.is_alive():
+                reason = f"(pid {process.pid}) died with exit code {process.exitcode}"
+                raise WorkerDied(f"simulation worker {worker} {reason}")
+
+    def close(self, **options: Any) -> None:
+        """As in `ParallelEnv`, but leaves torch's threads as they are."""
+        threads = torch.get_num_threads()
+        super().close(**options)
+        torch.set_num_threads(threads)
+
+    def _shutdown_workers(self) -> None:
+        # TorchRL's own refuses to run once a worker is dead, and then leaves the others behind.
+        for channel in self.parent_channels:
+            with contextlib.suppress(OSError):
+                channel.send(("close", None))
+        deadline = time.monotonic() + self.SHUTDOWN_SECONDS
+        with contextlib.suppress(ValueError):  # TorchRL has given up on them already
+            for process in self._workers:
+                process.join(max(0.0, deadline - time.monotonic()))
+            self._terminate_and_join_workers(self._workers, timeout=2.0)
+        for channel in self.parent_channels:
+            channel.close()
+        del self._workers, self.parent_channels, self.shared_tensordicts, self.shared_tensordict_parent
+        self._cuda_events = self._events = self.event = None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_num_workers() -> int:
+    """One worker per core, but for one core left to the learner where there are more than two.
+
+    On 2 cores, two workers beat both one and three: see benchmarks/results/README.md.
+    """
+    cores = available_cores()
+    return cores if cores <= 2 else cores - 1
