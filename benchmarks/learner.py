@@ -95,7 +95,7 @@ def update_call(config: TrainConfig, device: torch.device) -> Callable[[], objec
 
     def call() -> None:
         with on_stream(ppo.stream):
-            ppo.update(data, 0.0)
+            ppo.update(data)
 
     return call
 

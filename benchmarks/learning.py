@@ -1,8 +1,8 @@
 """How fast and how well training learns: the default settings on several seeds, and with some of its choices undone.
 
 A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. A cell that has its
-row in the results is skipped, and one that was trained but not evaluated is only evaluated, so that a study can be
-interrupted and continued. Everything lands in ``benchmarks/learning/``: the metrics of each run as ``<cell>.csv``,
+row in the results is skipped, one that was trained but not evaluated is only evaluated, and one whose training was
+interrupted goes on. Everything lands in ``benchmarks/learning/``: the metrics of each run as ``<cell>.csv``,
 ``results.csv`` with a row per cell, written as each ends, and a picture.
 """
 
@@ -21,20 +21,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import tyro
 from common import progress
 
 import mtrl_vec
-from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED
+from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED, load_latest
 from mtrl_vec.cli import parse_train
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import machine, versions
+from mtrl_vec.plotting import plot_runs, read_metrics
 from mtrl_vec.tasks import TASKS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent / "learning"
 RESULTS = FOLDER / "results.csv"
@@ -109,22 +106,33 @@ def run(*arguments: str) -> None:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a ``metrics.csv``."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
-
-
 def is_trained(run_dir: Path, flags: Sequence[str]) -> bool:
     """Whether a run with these flags and today's defaults has come to its end."""
     wanted = parse_train([*flags, "--run-dir", str(run_dir)])
     try:
         config = json.loads((run_dir / "config.json").read_text())
         frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
-    except (OSError, ValueError, KeyError, TypeError):  # missing or torn
+    except (OSError, ValueError, InputError):  # missing or torn
         return False
     return config == wanted.to_dict() and frames >= wanted.total_frames
+
+
+def train(run_dir: Path, flags: Sequence[str]) -> None:
+    """Train to the end: go on where an earlier attempt with the same settings was interrupted, or start anew."""
+    if is_trained(run_dir, flags):
+        return
+    wanted = parse_train([*flags, "--run-dir", str(run_dir)])
+    try:
+        checkpoint, _ = load_latest(run_dir)
+        resumable = checkpoint["config"] == wanted.to_dict()
+    except InputError:
+        resumable = False
+    if resumable:
+        run("train", "--resume", str(run_dir))
+        return
+    if run_dir.exists():  # with other settings, or nothing to go on from
+        run_dir.rename(run_dir.with_name(f"{run_dir.name}-until-{datetime.now():%Y%m%d-%H%M%S}"))
+    run("train", *flags, "--run-dir", str(run_dir))
 
 
 def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -> tuple[float, float]:
@@ -138,15 +146,10 @@ def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -
 def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     """Train and evaluate one cell. Returns its row of ``results.csv``."""
     run_dir = RUNS / name
-    if not is_trained(run_dir, flags):
-        if run_dir.exists():  # unfinished, or with other settings
-            run_dir.rename(run_dir.with_name(f"{name}-until-{datetime.now():%Y%m%d-%H%M%S}"))
-        run("train", *flags, "--run-dir", str(run_dir))
-    scores: list[dict[str, float]] = []
-    for eval_seed in eval_seeds:
-        out = RUNS / f"{name}-eval{eval_seed}.json"
-        run("eval", str(run_dir), "--seed", str(eval_seed), "--json", str(out))
-        scores.append(json.loads(out.read_text()))
+    train(run_dir, flags)
+    out = RUNS / f"{name}-eval.json"
+    run("eval", str(run_dir), "--seeds", *map(str, eval_seeds), "--json", str(out))
+    (score,) = json.loads(out.read_text())
     shutil.copy(run_dir / "metrics.csv", FOLDER / f"{name}.csv")
 
     metrics = read_metrics(run_dir / "metrics.csv")
@@ -155,13 +158,13 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     row["evaluation_share"] = round(metrics["time/evaluate"][-1] / metrics["time/elapsed"][-1], 4)
     for task in TASK_NAMES:
         success = f"eval/{task}/success_rate"
-        row[success] = round(float(np.mean([score[success] for score in scores])), 4) if success in scores[0] else ""
+        row[success] = round(score[success], 4) if success in score else ""
         for threshold in THRESHOLDS:
-            reached = first_reached(metrics, task, threshold) if success in scores[0] else ("", "")
+            reached = first_reached(metrics, task, threshold) if success in score else ("", "")
             row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"] = reached
     mean = "eval/mean_success_rate"
-    row[mean] = round(float(np.mean([score[mean] for score in scores])), 4)
-    row["evaluated"], row["evaluated_frames"] = scores[0]["checkpoint"], scores[0]["frames"]
+    row[mean] = round(score[mean], 4)
+    row["evaluated"], row["evaluated_frames"] = Path(score["checkpoint"]).name, score["frames"]
     row["sha256"] = hashlib.sha256((run_dir / BEST_NAME).read_bytes()).hexdigest()
     row["eval_seeds"] = " ".join(map(str, eval_seeds))
     row["command"] = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
@@ -189,31 +192,6 @@ def ship(cell: str) -> None:
     package = Path(mtrl_vec.__file__).parent
     shutil.copy(best, package / f"{PRETRAINED}.pt")
     (package / f"{PRETRAINED}.json").write_text(json.dumps(row, indent=2) + "\n")
-
-
-def draw(names: Sequence[str]) -> None:
-    """Success and return per task over frames and over wall-clock: a thin line per seed, their mean in bold."""
-    runs = [read_metrics(FOLDER / f"{name}.csv") for name in names]
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharey="row", layout="constrained")
-    colors = dict(zip(TASK_NAMES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
-    clocks = (("frames", 1e6, "million frames"), ("time/elapsed", 60, "minutes"))
-    for column, (clock, unit, label) in enumerate(clocks):
-        grid = np.linspace(0, min(m[clock][-1] for m in runs), 200)
-        for row, value in enumerate(("success_rate", "return")):
-            axis = axes[row, column]
-            for task in TASK_NAMES:
-                curves = [np.interp(grid, m[clock], m[f"train/{task}/{value}"]) for m in runs]
-                for curve in curves:
-                    axis.plot(grid / unit, curve, color=colors[task], alpha=0.35, linewidth=0.8)
-                axis.plot(grid / unit, np.mean(curves, axis=0), color=colors[task], linewidth=2, label=task)
-            axis.set_xlabel(label)
-            axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("success rate, last 50 episodes")
-    axes[1, 0].set_ylabel("return")
-    axes[0, 0].legend()
-    figure.suptitle(f"Training with exploration noise: {', '.join(names)}")
-    figure.savefig(FOLDER / "learning.png", dpi=110)
-    plt.close(figure)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -264,7 +242,7 @@ def study(args: Args) -> None:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows))
     if seeds := [str(row["cell"]) for row in rows if str(row["cell"]).startswith("seed")]:
-        draw(seeds)
+        plot_runs([FOLDER / f"{seed}.csv" for seed in seeds], FOLDER / "learning")
     if args.ship is not None:
         ship(args.ship)
 

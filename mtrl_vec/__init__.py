@@ -1,1 +1,23 @@
 """Fast multi-task reinforcement learning on Meta-World: one PPO policy for reach, push and pick-place."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtrl_vec.config import TrainConfig
+    from mtrl_vec.envs import make_env
+    from mtrl_vec.trained import load_policy
+    from mtrl_vec.trainer import Trainer
+
+__all__ = ["TrainConfig", "Trainer", "load_policy", "make_env"]
+
+_MODULES = {"TrainConfig": "config", "Trainer": "trainer", "load_policy": "trained", "make_env": "envs"}
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for: every simulator process imports this package, and has no use for the learner.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -62,6 +64,23 @@ class ActingPolicy(TensorDictModuleBase):
         if acting is not source:
             previous.load_state_dict(acting.state_dict())
             acting.load_state_dict(source.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """All that acting goes on from, but the policy; not a copy."""
+        source, acting, previous = self._policies
+        return {
+            "previous": None if acting is source else previous.state_dict(),
+            "generator": None if self._generator is None else self._generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, with the policy as it is now."""
+        source, acting, previous = self._policies
+        if acting is not source:
+            acting.load_state_dict(source.state_dict())
+            previous.load_state_dict(state["previous"])
+        if self._generator is not None and state["generator"] is not None:
+            self._generator.set_state(state["generator"])
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

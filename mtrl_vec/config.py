@@ -20,6 +20,13 @@ Precision = Literal["auto", "fp32", "bf16"]
 CHOICES = {"device": get_args(Device), "compile": get_args(Compile), "precision": get_args(Precision)}
 
 
+HOW_NOT_WHAT = {
+    *("device", "compile", "cuda_graphs", "precision", "num_workers", "run_dir", "overwrite", "quiet", "wandb"),
+    *("total_frames", "checkpoint_seconds", "max_restarts", "max_skipped_updates", "eval_interval", "eval_episodes"),
+}
+"""Settings that may change when a run is resumed: how and how long it runs, not what is learned."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. Shapes: ``B`` environments, ``T`` steps per rollout, ``K`` tasks."""
@@ -48,6 +55,16 @@ class TrainConfig:
     """Replace the run in --run-dir if there is one."""
     quiet: bool = False
     """No progress display."""
+    wandb: bool = False
+    """Also log to Weights & Biases, which has to be installed."""
+    checkpoint_seconds: float = 60.0
+    """Between checkpoints, of which the last three are kept. 0: after every iteration."""
+    max_restarts: int = 3
+    """How often in a run simulator processes that died are replaced. It goes on from the last whole iteration, as if
+    nothing had happened."""
+    max_skipped_updates: int = 36
+    """Optimiser steps are skipped where loss or gradients are not finite. A run stops after an iteration that ends with
+    this many in a row, with a diagnosis."""
 
     num_envs: int = 360
     """B, simulations running side by side. 120 a task: most numbers of workers share them evenly."""
@@ -123,8 +140,9 @@ class TrainConfig:
         positive = (
             "total_frames num_envs max_episode_steps head init_std final_std num_steps num_epochs num_minibatches lr"
         )
-        for name in (*positive.split(), "eval_episodes", "clip_epsilon", "max_grad_norm"):
+        for name in (*positive.split(), "eval_episodes", "clip_epsilon", "max_grad_norm", "max_skipped_updates"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        not_negative = "eval_interval success_bonus entropy_coeff critic_coeff checkpoint_seconds max_restarts"
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _require(not isinstance(value, float) or math.isfinite(value), field.name, value, "must be finite")
@@ -135,7 +153,7 @@ class TrainConfig:
             _require(value is None or 0 <= value <= MAX_SEED, name, value, f"must be between 0 and {MAX_SEED}")
         for name in ("gamma", "gae_lambda", "final_kl_fraction"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be between 0 and 1")
-        for name in ("eval_interval", "success_bonus", "entropy_coeff", "critic_coeff"):
+        for name in not_negative.split():
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         _require(len(self.torso) == 2 and min(self.torso) > 0, "torso", self.torso, "must be two positive widths")
         _require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "must be positive or None")
@@ -179,6 +197,11 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         values["run_dir"] = None if self.run_dir is None else str(self.run_dir)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def differences(self, other: TrainConfig) -> dict[str, Any]:
+        """The settings, with their values here, in which this differs from another one."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

@@ -1,5 +1,10 @@
 """The errors that a person has to act on. Their messages are one line: what is wrong and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class InputError(Exception):
     """A setting, a file or a name that does not work.
@@ -17,4 +22,13 @@ class WorkerDied(RunFailed):
 
 
 class Diverged(RunFailed):
-    """The learner's numbers are no longer finite. The message names them."""
+    """The learner's numbers are no longer finite. The message names them.
+
+    Args:
+        message: what happened.
+        minibatch: ``policy_state`` and ``minibatch`` that it happens with, see `mtrl_vec.diagnosis`.
+    """
+
+    def __init__(self, message: str, minibatch: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.minibatch = minibatch

@@ -1,29 +1,88 @@
-"""What a run tells: episode statistics, one row of numbers per iteration in a file, and a progress display.
+"""What a run tells: the columns of its metrics, and the statistics of its episodes.
 
 Shapes: ``B`` environments, ``T`` steps, ``K`` tasks.
 """
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import psutil
+import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 from tensordict import TensorDictBase
-from torch.utils.tensorboard import SummaryWriter
+
+SECTIONS = {
+    "collect": "collecting rollouts",
+    "simulate": "stepping the simulators, which is part of collecting",
+    "infer": "choosing actions, which is part of collecting (and where a GPU's work is waited for)",
+    "transfer": "moving data to the GPU and back, which is part of collecting",
+    "load": "moving rollouts to the GPU",
+    "advantages": "advantages",
+    "update": "epochs over the rollouts",
+    "evaluate": "evaluations while training",
+    "checkpoint": "copying the state of everything after each iteration, and writing it now and then",
+}
+"""Of the timer. With ``overlap`` collecting and learning go on at once, and add up to more than the whole."""
+
+COLUMNS = {
+    "iteration": "iterations so far: a rollout of all environments and learning from it",
+    "frames": "environment steps learned from so far, over all tasks",
+    "time/elapsed": "seconds of training so far; time between an interruption and its resumption is left out",
+    "time/sps": "steps per second of this iteration, learning included, evaluation not",
+    "time/sps_simulate": "steps per second of simulating by itself",
+    "time/sps_infer": "steps per second of choosing actions by itself",
+    "time/sps_update": "steps per second of the epochs by themselves",
+    **{f"time/{name}": f"seconds so far: {what}" for name, what in SECTIONS.items()},
+    "memory/processes": "resident memory of learner and simulators in MB; what they share counts in each",
+    "memory/device": "GPU memory in use by tensors in MB; 0 without one",
+    "train/<task>/success_rate": "share of the last 50 whole episodes in which any step was a success",
+    "train/<task>/return": "their mean sum of rewards",
+    "train/<task>/episode_length": "their mean length in steps",
+    "train/<task>/share": "share of the rollout's frames",
+    "train/<task>/weight": "weight in the loss",
+    "train/<task>/action_std": "mean standard deviation of the actions",
+    "train/loss_policy": "PPO's clipped objective, mean over the minibatches",
+    "train/loss_critic": "the critic's squared error, with its coefficient, mean over the minibatches",
+    "train/approx_kl": "how far the iteration moved the policy, in nats, mean over the last epoch",
+    "train/clip_fraction": "share of frames whose probability ratio was clipped, mean over the minibatches",
+    "train/explained_variance": "share of the returns' variance that the critic predicts: 1 is perfect",
+    "train/grad_norm": "norm of the gradient before clipping, mean over the minibatches",
+    "train/lr": "learning rate, which follows approx_kl",
+    "train/action_std": "mean standard deviation of the actions over all tasks",
+    "train/skipped_updates": "optimiser steps skipped so far, since loss or gradients were not finite",
+    "train/unstable_episodes": "episodes cut so far because the physics broke down",
+    "train/restarts": "times so far that dead simulator processes were replaced",
+    "eval/<task>/success_rate": "of the evaluation after this iteration; nan where there was none",
+    "eval/mean_success_rate": "mean over the tasks",
+}
+"""Of ``metrics.csv`` and TensorBoard, and what they mean; README.md has the same table."""
+
+
+def column_names(tasks: Sequence[str]) -> list[str]:
+    """`COLUMNS` with one of each ``<task>`` column per task."""
+    names: list[str] = []
+    for name in COLUMNS:
+        names += [name.replace("<task>", task) for task in tasks] if "<task>" in name else [name]
+    return names
+
+
+def resident_megabytes(pids: Iterable[int]) -> float:
+    """Memory of this process and of others, as far as they still run."""
+    total = psutil.Process().memory_info().rss
+    for pid in pids:
+        try:
+            total += psutil.Process(pid).memory_info().rss
+        except psutil.Error:
+            continue
+    return total / 1e6
 
 
 class EpisodeStatistics:
-    """Success and return of the last ``window`` whole episodes of every task, from consecutive rollouts.
+    """Success, return and length of the last ``window`` whole episodes of every task, from consecutive rollouts.
 
     An episode is successful if any of its steps was. Episodes that did not start at their first step (random phases) or
     ended in unstable physics are left out.
@@ -36,7 +95,9 @@ class EpisodeStatistics:
         self._whole = np.full(num_envs, whole)
         self._return = np.zeros(num_envs)
         self._success = np.zeros(num_envs, dtype=bool)
-        self._recent: list[deque[tuple[float, bool]]] = [deque(maxlen=window) for _ in tasks]
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self._recent: list[deque[tuple[bool, float, int]]] = [deque(maxlen=window) for _ in tasks]
+        self._share = np.full(len(tasks), np.nan)
 
     def update(self, rollout: TensorDictBase) -> None:
         """Take in a rollout [B, T] with raw rewards."""
@@ -48,105 +109,42 @@ class EpisodeStatistics:
         done, unstable = column("next", "done"), column("next", "unstable")
         task_idx = rollout["task_idx"].cpu().numpy()
         self.unstable_episodes += int(unstable.sum())
+        self._share = np.bincount(task_idx.ravel(), minlength=len(self.tasks)) / task_idx.size
         for t in range(reward.shape[1]):
             self._return += reward[:, t]
             self._success |= success[:, t]
+            self._length += 1
             for env in np.flatnonzero(done[:, t]):
                 if self._whole[env] and not unstable[env, t]:
-                    self._recent[task_idx[env, t]].append((float(self._return[env]), bool(self._success[env])))
-                self._whole[env], self._return[env], self._success[env] = True, 0.0, False
+                    episode = bool(self._success[env]), float(self._return[env]), int(self._length[env])
+                    self._recent[task_idx[env, t]].append(episode)
+                self._whole[env], self._return[env], self._success[env], self._length[env] = True, 0.0, False, 0
 
     def summary(self) -> dict[str, float]:
-        """``train/<task>/success_rate`` and ``train/<task>/return``; NaN while there are no episodes."""
+        """The ``<task>`` columns that come from episodes; NaN while there are none."""
         out: dict[str, float] = {}
-        for task, recent in zip(self.tasks, self._recent, strict=True):
-            returns, successes = zip(*recent, strict=True) if recent else ((np.nan,), (np.nan,))
-            out[f"train/{task}/success_rate"] = float(np.mean(successes))
-            out[f"train/{task}/return"] = float(np.mean(returns))
+        for task, recent, share in zip(self.tasks, self._recent, self._share, strict=True):
+            means = np.mean(recent, axis=0) if recent else (np.nan,) * 3
+            names = ("success_rate", "return", "episode_length")
+            out |= {f"train/{task}/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+            out[f"train/{task}/share"] = float(share)
         return out
 
+    def state(self) -> dict[str, Any]:
+        """A copy of all that the statistics go on from, as plain tensors and values."""
+        columns = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
+        return {
+            "unstable_episodes": self.unstable_episodes,
+            "recent": [[tuple(episode) for episode in recent] for recent in self._recent],
+            **{name: torch.tensor(column) for name, column in columns.items()},
+        }
 
-class RunLog:
-    """``metrics.csv`` (a row per iteration) and TensorBoard events in a run's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.csv").open("w", newline="")
-        self._csv: csv.DictWriter | None = None
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, row: Mapping[str, float]) -> None:
-        """Append a row. All rows have the columns of the first; ``frames`` is the step of the TensorBoard curves."""
-        if self._csv is None:
-            self._csv = csv.DictWriter(self._file, fieldnames=list(row))
-            self._csv.writeheader()
-        self._csv.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-        self._file.flush()
-        for key, value in row.items():
-            if not np.isnan(value):
-                self._tensorboard.add_scalar(key, value, int(row["frames"]))
-
-    def close(self) -> None:
-        """Flush and close the files."""
-        self._tensorboard.close()
-        self._file.close()
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['sps']:,.0f} steps/s")
-
-
-class ProgressDisplay:
-    """A bar with speed, time left and a line per task; on a pipe or in a file, a plain line now and then."""
-
-    PLAIN_LINE_SECONDS = 30.0
-
-    def __init__(self, tasks: Sequence[str], total_frames: int, quiet: bool) -> None:
-        self._tasks = tuple(tasks)
-        self._console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("{task.completed:,.0f} / {task.total:,.0f} frames"),
-            BarColumn(bar_width=None),
-            _Speed(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._job = self._bar.add_task("train", total=total_frames, sps=0.0)
-        self._total = total_frames
-        self._quiet = quiet
-        self._live: Live | None = None
-        if not quiet and self._console.is_terminal:
-            self._live = Live(self._render({}), console=self._console, refresh_per_second=4)
-            self._live.start()
-        self._last_line = -self.PLAIN_LINE_SECONDS
-
-    def _render(self, row: Mapping[str, float]) -> Table:
-        view = Table.grid(expand=True)
-        view.add_row(self._bar)
-        for task in self._tasks:
-            view.add_row(_task_line(task, row))
-        return view
-
-    def update(self, row: Mapping[str, float]) -> None:
-        """Show the latest row of metrics."""
-        if self._quiet:
-            return
-        if self._live is not None:
-            self._bar.update(self._job, completed=row["frames"], sps=row["time/sps"])
-            self._live.update(self._render(row))
-        elif row["time/elapsed"] - self._last_line >= self.PLAIN_LINE_SECONDS or row["frames"] >= self._total:
-            self._last_line = row["time/elapsed"]
-            tasks = "; ".join(str(_task_line(task, row)).strip() for task in self._tasks)
-            print(f"{row['frames']:>10,} frames  {row['time/sps']:,.0f} steps/s  {tasks}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        if self._live is not None:
-            self._live.stop()
-
-
-def _task_line(task: str, row: Mapping[str, float]) -> Text:
-    success, episode_return = (row.get(f"train/{task}/{name}", np.nan) for name in ("success_rate", "return"))
-    if np.isnan(success):
-        return Text(f"  {task:<14} no whole episode yet")
-    return Text(f"  {task:<14} success {success:4.0%}  return {episode_return:6,.0f}")
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.unstable_episodes = state["unstable_episodes"]
+        for recent, episodes in zip(self._recent, state["recent"], strict=True):
+            recent.clear()
+            recent.extend(episodes)
+        columns = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
+        for name, column in columns.items():
+            column[:] = state[name].numpy()

@@ -1,5 +1,7 @@
 """Running statistics, kept in module buffers so that they travel with the policy and its checkpoints.
 
+A number that is not finite leaves them as they are: it spoils one update, and must not spoil all that follow.
+
 They change only between a whole update and the next rollout (`update`), never inside: the policy that collected a
 rollout and the one that learns from it must see the same inputs.
 
@@ -13,10 +15,7 @@ from torch import Tensor, nn
 
 
 class ObservationNorm(nn.Module):
-    """``(x - mean) / std`` with running moments over all observations seen, clipped to ±10.
-
-    The moments are merged batch by batch (Chan, Golub, LeVeque 1979, parallel variance).
-    """
+    """``(x - mean) / std`` with running moments over all observations seen, clipped to ±10."""
 
     mean: Tensor
     var: Tensor
@@ -39,12 +38,18 @@ class ObservationNorm(nn.Module):
         """Take in observations of any batch shape, [..., D]."""
         x = x.reshape(-1, x.shape[-1])
         var, mean = torch.var_mean(x, dim=0, correction=0)
-        total = self.count + len(x)
-        share = len(x) / total
-        gap = mean - self.mean
-        self.var.copy_(self.var * (1 - share) + var * share + gap**2 * share * (1 - share))
-        self.mean.add_(gap * share)
-        self.count.copy_(total)
+        _merge(self, mean, var, torch.where((mean + var).isfinite().all(), len(x), 0.0))
+
+
+def _merge(moments: ObservationNorm | RewardScale, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Merge the moments of ``count`` more samples into the running ones (Chan, Golub, LeVeque 1979)."""
+    total = moments.count + count
+    share = count / total.clamp(min=1)
+    gap = torch.where(count > 0, mean - moments.mean, 0.0)
+    spread = torch.where(count > 0, var, 0.0)
+    moments.var.copy_(moments.var * (1 - share) + spread * share + gap**2 * share * (1 - share))
+    moments.mean.add_(gap * share)
+    moments.count.copy_(total)
 
 
 class RewardScale(nn.Module):
@@ -76,19 +81,14 @@ class RewardScale(nn.Module):
             running = running * self.gamma + reward[:, t]
             returns[:, t] = running
             running = running * ~done[:, t]
-        self.returns.copy_(running)
+        self.returns.copy_(running.nan_to_num(0.0, 0.0, 0.0))
 
         weight = task_one_hot.flatten(0, 1)  # [B T, K]
         x = returns.flatten()[:, None]
         count = weight.sum(0)
         mean = (weight * x).sum(0) / count.clamp(min=1)
         var = (weight * (x - mean) ** 2).sum(0) / count.clamp(min=1)
-        total = self.count + count
-        share = count / total.clamp(min=1)
-        gap = mean - self.mean
-        self.var.copy_(self.var * (1 - share) + var * share + gap**2 * share * (1 - share))
-        self.mean.add_(gap * share)
-        self.count.copy_(total)
+        _merge(self, mean, var, count * (mean + var).isfinite())
 
     def forward(self, reward: Tensor, task_one_hot: Tensor) -> Tensor:
         """Scale rewards [..., 1] by their tasks [..., K]."""

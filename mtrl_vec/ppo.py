@@ -9,7 +9,9 @@ Shapes: ``B`` environments, ``T`` steps, ``N = B * T`` frames, ``K`` tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -21,6 +23,7 @@ from torchrl.objectives.value import GAE
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import DeviceCopy, GraphedCall, autocast, on_stream
+from mtrl_vec.errors import Diverged
 from mtrl_vec.normalization import RewardScale
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.timing import Timer
@@ -43,7 +46,7 @@ ROLLOUT_KEYS = (
 """What is learned from of what the collector brings."""
 
 STEP_METRICS = ("loss_policy", "loss_critic", "approx_kl", "clip_fraction", "grad_norm")
-"""What every optimiser step tells."""
+"""What every optimiser step tells; and after them whether it was skipped, and how many have been in a row."""
 
 LR_BOUNDS = (1e-5, 3e-3)
 MAX_LR_CHANGE = 1.5  # factor per iteration
@@ -126,6 +129,9 @@ class PPO:
         # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
         self.frames: TensorDictBase | None = None
         self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
+        self.skipped_in_a_row = torch.zeros((), device=self.device)
+        # Fused optimisers leave everything as it is where this is 1, without anybody having to wait for it.
+        self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
 
         self.advantages, self.minibatch_loss = self._advantages, self._minibatch_loss
         self.step: Callable[[], Tensor] = self._step
@@ -143,6 +149,9 @@ class PPO:
 
         Returns:
             Metrics, see `add_advantages` and `update`. Reading them is the one time that this waits for the device.
+
+        Raises:
+            Diverged: so many optimiser steps in a row were skipped that there is no sense in going on.
         """
         with on_stream(self.stream):
             with self.timer("load"):
@@ -152,8 +161,12 @@ class PPO:
             with self.timer("advantages"):
                 metrics = self.add_advantages(data)
             with self.timer("update"):
-                metrics |= self.update(data, progress)
-                return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+                metrics |= self.update(data)
+                values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+                if values.pop("skipped_in_a_row") >= self.config.max_skipped_updates:
+                    raise Diverged("the update has no finite numbers any more", self._last_minibatch())
+                self.prepare_next(data, metrics["approx_kl"], progress)
+                return values
 
     @torch.no_grad()
     def add_advantages(self, data: TensorDictBase) -> dict[str, Tensor]:
@@ -199,17 +212,12 @@ class PPO:
             added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])
         return added
 
-    def update(self, data: TensorDictBase, progress: float) -> dict[str, Tensor]:
-        """All epochs over a rollout [B, T] with advantages, then the learning rate and the statistics for the next one.
-
-        Nothing in it waits for the device.
-
-        Args:
-            progress: fraction of the run that is over, for the annealing.
+    def update(self, data: TensorDictBase) -> dict[str, Tensor]:
+        """All epochs over a rollout [B, T] with advantages. Nothing in it waits for the device.
 
         Returns:
-            Metrics, as device tensors: means over all minibatches, but ``approx_kl`` over the last epoch, when the
-            policy is furthest from the one that acted.
+            Metrics, as device tensors: means over all minibatches that were not skipped, but ``approx_kl`` over the
+            last epoch, when the policy is furthest from the one that acted.
         """
         cfg = self.config
         self._take(data.select(*LEARNING_KEYS).reshape(-1))
@@ -219,16 +227,26 @@ class PPO:
             for rows in order.view(cfg.num_minibatches, -1):
                 self.rows.copy_(rows)
                 steps.append(self.step().clone())
-        table = torch.stack(steps)
-        metrics = dict(zip(STEP_METRICS, table.mean(0).unbind(), strict=True))
-        metrics["approx_kl"] = table[-cfg.num_minibatches :, STEP_METRICS.index("approx_kl")].mean()
+        table, skipped, in_a_row = torch.stack(steps).split([len(STEP_METRICS), 1, 1], dim=1)
+        table = table.masked_fill(skipped > 0, torch.nan)
+        metrics = dict(zip(STEP_METRICS, table.nanmean(0).unbind(), strict=True))
+        metrics["approx_kl"] = table[-cfg.num_minibatches :, STEP_METRICS.index("approx_kl")].nanmean()
         metrics["lr"] = self.lr.clone()
+        return metrics | {"skipped_updates": skipped.sum(), "skipped_in_a_row": in_a_row[-1, 0]}
+
+    def prepare_next(self, data: TensorDictBase, approx_kl: Tensor, progress: float) -> None:
+        """Learning rate, limit of the noise and statistics of the observations for the next rollout.
+
+        Args:
+            data: the last rollout, [B, T].
+            approx_kl: see `update`.
+            progress: fraction of the run that is over, for the annealing.
+        """
+        cfg = self.config
         if cfg.target_kl is not None:
-            target = annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress)
-            self.adapt_lr(metrics["approx_kl"], target)
+            self.adapt_lr(approx_kl, annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
         self.policy.limit_std(annealed(cfg.init_std, cfg.final_std, progress, start=STD_LIMIT_START))
         self.policy.torso.module.features.update(data["observation"])
-        return metrics
 
     def _take(self, frames: TensorDictBase) -> None:
         if self.to_device is None:
@@ -240,15 +258,48 @@ class PPO:
                 self.frames[key].copy_(value)
 
     def _step(self) -> Tensor:
-        """One optimiser step on `rows` of `frames`. Returns its `STEP_METRICS`."""
+        """One optimiser step on `rows` of `frames`, skipped where loss or gradients are not finite."""
         assert self.frames is not None
         batch = self.frames[self.rows]
         total, metrics = self.minibatch_loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
+        skipped = 1.0 - torch.isfinite(total.detach() + metrics["grad_norm"]).float()
+        self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
         self.optimizer.step()
-        return torch.stack([metrics[name] for name in STEP_METRICS])
+        self.skipped_in_a_row.add_(1).mul_(skipped)
+        return torch.stack([*(metrics[name] for name in STEP_METRICS), skipped, self.skipped_in_a_row])
+
+    def _last_minibatch(self) -> dict[str, Any]:
+        assert self.frames is not None
+        return {"policy_state": self.policy.state_dict(), "minibatch": self.frames[self.rows].to_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """All that learning goes on from, but the policy; not a copy."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "lr": self.lr,
+            "reward_scale": self.reward_scale.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "minibatch_order": self.generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`. What a CUDA graph has captured stays in its place."""
+        if self.optimizer.state:
+            for i, p in enumerate(self.params):
+                saved = state["optimizer"]["state"].get(i)  # none before the first step
+                for name, tensor in self.optimizer.state[p].items():
+                    tensor.copy_(saved[name] if saved else torch.zeros_like(tensor))
+        else:
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            self.optimizer.param_groups[0]["lr"] = self.lr
+        self.lr.copy_(state["lr"])
+        self.reward_scale.load_state_dict(state["reward_scale"])
+        self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
+        if state["minibatch_order"].numel() == self.generator.get_state().numel():  # else it comes from another device
+            self.generator.set_state(state["minibatch_order"])
 
     def _minibatch_loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         # In here: a compiled backward pass would take over what is in force around the call, and round the heads' too.
@@ -276,4 +327,5 @@ class PPO:
         factor outside of a dead band, does the same in larger jumps.)
         """
         change = torch.sqrt(target / approx_kl.clamp(min=1e-8)).clamp(1 / MAX_LR_CHANGE, MAX_LR_CHANGE)
+        change = change.nan_to_num(1.0)  # where all steps of the last epoch were skipped
         self.lr.mul_(change).clamp_(*LR_BOUNDS)

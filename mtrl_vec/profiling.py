@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import resolve_device, resolve_precision, wait_for
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.runs import TRACE_NAME
 from mtrl_vec.sim import OBSERVATION_SIZE
 from mtrl_vec.timing import Timer
-from mtrl_vec.trainer import TRACE_NAME, Trainer
+from mtrl_vec.trainer import Trainer
 
 LAUNCHES = ("cudaLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cuLaunchKernel")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")

@@ -39,7 +39,8 @@ _WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
 _LOW_64_BITS = 2**64 - 1
 
 _SLOT_ARRAYS = (
-    "task_idx state elapsed observation _previous _fresh _resting _init_obj _goal _xpos _site_xpos _obj_xmat".split()
+    *("task_idx", "state", "elapsed", "observation", "_previous", "_fresh", "_resting", "_init_obj", "_goal"),
+    *("_xpos", "_site_xpos", "_obj_xmat"),
 )
 """Of a `SawyerSim`, with a row per slot: with the random streams, all that it goes on from."""
 
@@ -350,7 +351,8 @@ def _rng_to_row(rng: np.random.Generator) -> NDArray[np.int64]:
 def _row_to_rng(row: NDArray[np.int64], rng: np.random.Generator) -> None:
     state_high, state_low, inc_high, inc_low, has_uint32, uinteger = row.view(np.uint64).tolist()
     numbers = {"state": state_high << 64 | state_low, "inc": inc_high << 64 | inc_low}
-    rng.bit_generator.state |= {"state": numbers, "has_uint32": has_uint32, "uinteger": uinteger}
+    state = {"bit_generator": "PCG64", "state": numbers, "has_uint32": has_uint32, "uinteger": uinteger}
+    rng.bit_generator.state = state
 
 
 def _ignore_warning(_message: str) -> None:

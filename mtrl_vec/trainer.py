@@ -1,43 +1,51 @@
-"""The training loop: collect, advantages, update, log."""
+"""The training loop: collect, advantages, update, log; and going on after an interruption or a fault."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import functools
+import dataclasses
 import itertools
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from tensordict import TensorDictBase
-from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
+from tensordict import TensorDict, TensorDictBase
 
 from mtrl_vec.acting import ActingPolicy
-from mtrl_vec.checkpoint import BEST_NAME, CHECKPOINT_NAME, save_checkpoint
+from mtrl_vec.checkpoint import (
+    BEST_NAME,
+    DUMP_NAME,
+    checkpoint_name,
+    load_latest,
+    random_states,
+    remove_old_checkpoints,
+    save_checkpoint,
+    set_random_states,
+)
+from mtrl_vec.collecting import Collection, single_threaded
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import resolve_device
-from mtrl_vec.envs import default_num_workers, make_env
-from mtrl_vec.errors import Diverged, InputError
-from mtrl_vec.evaluation import simulated_success_rates
-from mtrl_vec.metrics import EpisodeStatistics, ProgressDisplay, RunLog
+from mtrl_vec.diagnosis import diagnose, save_dump
+from mtrl_vec.display import ProgressDisplay
+from mtrl_vec.errors import Diverged, WorkerDied
+from mtrl_vec.evaluation import Evaluation
+from mtrl_vec.machine import versions
+from mtrl_vec.metrics import SECTIONS, EpisodeStatistics, resident_megabytes
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
+from mtrl_vec.runs import RunLog, continue_run_dir, prepare_run_dir, require_wandb, resumed_config
 from mtrl_vec.timing import Timer
+from mtrl_vec.workers import default_num_workers
 
-CHECKPOINT_SECONDS = 60.0
-
-SECTIONS = ("collect", "simulate", "infer", "transfer", "load", "advantages", "update", "evaluate")
-"""Of the timer. Collecting is to simulate, with the way to the workers and back, to infer and transfer, and the work of
-TorchRL's collector. A GPU has its work queued, and is waited for in infer, transfer and update."""
+T = TypeVar("T")
+Iterate = Callable[[], tuple[TensorDictBase, dict[str, float]]]
 
 
 def resolve_num_workers(config: TrainConfig) -> int:
@@ -48,273 +56,311 @@ def resolve_num_workers(config: TrainConfig) -> int:
     return max(w for w in range(1, default_num_workers() + 1) if envs_per_task % w == 0)
 
 
-TRACE_NAME = "trace.json.gz"
-RUN_FILES = {"config.json", "metrics.csv", "tensorboard", TRACE_NAME} | {
-    Path(name).stem + suffix for name in (CHECKPOINT_NAME, BEST_NAME) for suffix in (".pt", ".tmp")
-}
-
-
-def prepare_run_dir(config: TrainConfig) -> Path:
-    """Create the folder of a run and write its configuration there.
-
-    Raises:
-        InputError: there is a run already and ``overwrite`` is off, or something that is not a run, or no way to write.
-    """
-    folder = config.run_dir
-    if folder is None:
-        folder = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    try:
-        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if present and not config.overwrite:
-            raise InputError(f"{folder} exists: choose another --run-dir, or replace it with --overwrite")
-        foreign = [name for name in present if name not in RUN_FILES]
-        if present and (foreign or not _is_run(folder)):
-            what = f"it holds {foreign[0]}" if foreign else "its config.json is not a run's"
-            raise InputError(f"{folder} is not only the folder of a run ({what}): choose another --run-dir")
-        for name in present:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
-    return folder
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and {"tasks", "total_frames", "seed"} <= values.keys()
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Keep torch to one thread. While the workers simulate, a second one costs them more than it gives the policy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Trainer:
     """Trains one policy. ``Trainer(config).train()`` runs from start to end and leaves its results in ``run_dir``.
+
+    ``Trainer.resume(run_dir).train()`` goes on where a run was interrupted: on the CPU to the last bit.
 
     Args:
         config: what to train.
         timer: counts the sections of an iteration.
+        checkpoint: whole state of a run to go on from, as `mtrl_vec.checkpoint.load_latest` returns it, in the folder
+            that ``config`` names.
 
     Raises:
-        InputError: a device that is not there, or a run folder that exists.
+        InputError: a device that is not there, a run folder that exists, or a checkpoint that does not fit.
     """
 
-    def __init__(self, config: TrainConfig, timer: Timer | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, timer: Timer | None = None, *, checkpoint: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
         self.device = resolve_device(config.device)
         self.num_workers = resolve_num_workers(config)
-        self.run_dir = prepare_run_dir(config)
+        if config.wandb:
+            require_wandb()
+        self.run_dir = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
         torch.manual_seed(config.seed)
         self.timer = timer or Timer()
         self.policy = SharedPolicy(config).to(self.device)
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.overlap)
         self.ppo = PPO(config, self.policy, self.timer, self.acting.previous)
+        self.collection = Collection(config, self.num_workers, self.acting, self.timer)
+        self.episodes = EpisodeStatistics(config.tasks, config.num_envs, whole=not config.random_phase)
         self.iteration = 0
         self.best_success = -1.0
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
-        self._last_whole: dict[str, Any] = self._state()
+        self.saved_frames = 0
+        """Of the last checkpoint that was written."""
+        self._counts = {"skipped_updates": 0, "restarts": 0}
+        self._elapsed = 0.0
+        self._ahead: TensorDictBase | None = None  # the next rollout, where it is collected while learning
+        self._last_whole: dict[str, Any] | None = None if checkpoint is None else dict(checkpoint)
+        if checkpoint is not None:
+            self._restore()
+            self.saved_frames = self.frames
+            self._counts, self._elapsed = dict(checkpoint["counts"]), checkpoint["elapsed"]
+            self.timer.seconds |= checkpoint["seconds"]
+
+    @classmethod
+    def resume(cls, run_dir: Path | str, **changes: Any) -> Trainer:
+        """Go on with a run from its newest readable checkpoint.
+
+        Args:
+            run_dir: its folder.
+            changes: settings to change, out of `mtrl_vec.config.HOW_NOT_WHAT`; for example ``total_frames``.
+
+        Raises:
+            InputError: nothing to go on from, or a change that would make it another run.
+        """
+        checkpoint, problems = load_latest(Path(run_dir))
+        for problem in problems:
+            warnings.warn(problem, stacklevel=2)
+        return cls(dataclasses.replace(resumed_config(Path(run_dir), checkpoint), **changes), checkpoint=checkpoint)
 
     @property
     def frames(self) -> int:
-        """Environment steps learned from in whole iterations, as in the checkpoint."""
-        return self._last_whole["frames"]
+        """Environment steps learned from in whole iterations."""
+        return 0 if self._last_whole is None else self._last_whole["frames"]
 
     def train(self) -> None:
         """Run all iterations. On an interruption or a failure the last whole iteration is saved, then the error raised.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
-            WorkerDied: a simulation worker ended on its own.
-            Diverged: a loss or a gradient is no longer finite.
+            WorkerDied: simulation workers ended on their own more often than ``max_restarts`` allows.
+            Diverged: loss or gradients are no longer finite.
         """
         cfg = self.config
         with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
             closing.callback(self._remove_if_empty)
-            iterate = closing.enter_context(self.running())
-            evaluate = closing.enter_context(self._evaluating())
-            log = closing.enter_context(contextlib.closing(RunLog(self.run_dir)))
             total = cfg.num_iterations * cfg.frames_per_batch
-            display = closing.enter_context(contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet)))
-            closing.callback(self._save)  # first of all, before anything can hang
-            self._loop(iterate, evaluate, log, display)
+            display = closing.enter_context(
+                contextlib.closing(ProgressDisplay(cfg.tasks, total, cfg.quiet, self.frames))
+            )
+            log = RunLog(self.run_dir, cfg, self.iteration, self.frames, display.note)
+            closing.enter_context(contextlib.closing(log))
+            iterate = closing.enter_context(self.running())
+            evaluate = closing.enter_context(contextlib.closing(Evaluation(cfg, self.policy, self.num_workers)))
+            closing.callback(self._save, log)  # first of all, before anything can hang
+            if self.iteration:
+                log.event(f"resumed after {self.frames:,} frames")
+            try:
+                self._loop(iterate, evaluate, log, display)
+            except Diverged as error:
+                raise self._explained(error) from error
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Callable[[], tuple[TensorDictBase, dict[str, float]]]]:
+    def running(self) -> Iterator[Iterate]:
         """Start the simulators. Gives a function that runs one iteration: a rollout [B, T] and the metrics of learning.
 
         With ``overlap`` it learns from a rollout while the next one is collected, by a policy that is one iteration
         behind; the learner's thread is mostly in torch, which lets the collecting one run. The first two iterations do
         one after the other all the same: torch does not compile and capture in one thread while another one computes.
         """
-        cfg = self.config
-        env = make_env(
-            cfg.tasks,
-            num_workers=self.num_workers,
-            envs_per_worker=cfg.num_envs // self.num_workers,
-            seed=cfg.seed,
-            goals_seed=cfg.goals_seed,
-            max_episode_steps=cfg.max_episode_steps,
-            random_phase=cfg.random_phase,
-        )
-        env.timer = self.timer
+
+        def learn(rollout: TensorDictBase) -> dict[str, float]:
+            return self.ppo.learn(rollout, progress=self.iteration / self.config.num_iterations)
+
+        def one_after_the_other() -> tuple[TensorDictBase, dict[str, float]]:
+            rollout = self.collection.collect()
+            return rollout, learn(rollout)
+
+        calls = itertools.count()
+
+        def at_once() -> tuple[TensorDictBase, dict[str, float]]:
+            rollout = self.collection.collect() if self._ahead is None else self._ahead
+            more, alone = self.iteration + 1 < self.config.num_iterations, next(calls) < 2
+            learning = None if alone else learner.submit(learn, rollout)
+            try:
+                self._ahead = self.collection.collect() if more else None
+            finally:
+                if learning is not None:
+                    wait([learning])  # also if a worker has died: it must not go on learning in the background
+            metrics = learn(rollout) if learning is None else learning.result()
+            self.acting.catch_up()
+            return rollout, metrics
+
         with contextlib.ExitStack() as closing:
-            closing.callback(env.close, raise_if_closed=False)
-            rollouts = iter(
-                Collector(
-                    env,
-                    self.acting,
-                    frames_per_batch=cfg.frames_per_batch,
-                    trust_policy=True,
-                    track_traj_ids=False,  # the done flags say it all, and this is cheaper
-                    use_buffers=False,
-                    auto_register_policy_transforms=False,
-                )
-            )
-
-            def collect() -> TensorDictBase:
-                with self.timer("collect"), single_threaded():
-                    return next(rollouts).flatten(0, 1)  # [W, E, T] -> [B, T]
-
-            def learn(rollout: TensorDictBase) -> dict[str, float]:
-                return self.ppo.learn(rollout, progress=self.iteration / cfg.num_iterations)
-
-            def one_after_the_other() -> tuple[TensorDictBase, dict[str, float]]:
-                rollout = collect()
-                return rollout, learn(rollout)
-
-            ahead: list[TensorDictBase] = []
-            calls = itertools.count()
-
-            def at_once() -> tuple[TensorDictBase, dict[str, float]]:
-                rollout = ahead.pop() if ahead else collect()
-                more, alone = self.iteration + 1 < cfg.num_iterations, next(calls) < 2
-                learning = None if alone else learner.submit(learn, rollout)
-                if more:
-                    ahead.append(collect())
-                metrics = learn(rollout) if learning is None else learning.result()
-                self.acting.catch_up()
-                return rollout, metrics
-
-            if cfg.overlap:
+            closing.callback(self.collection.close)
+            self._start_simulators()
+            if self.config.overlap:
                 # A new thread takes as many as any other has set last, which may be the one of collecting.
                 threads = (torch.get_num_threads(),)
                 learner = closing.enter_context(ThreadPoolExecutor(1, "learner", torch.set_num_threads, threads))
-            yield at_once if cfg.overlap else one_after_the_other
+            yield at_once if self.config.overlap else one_after_the_other
 
-    def _save(self) -> None:
-        if self.frames:
-            save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._last_whole)
+    def _start_simulators(self) -> None:
+        if self._last_whole is None:
+            self.collection.start()
+            self._last_whole = self._state()
+        else:
+            self.collection.start(self._last_whole["simulators"])
+            self._restore()  # last, as starting may draw random numbers
+
+    def _save(self, log: RunLog) -> None:
+        if self.frames <= self.saved_frames:
+            return
+        path = self.run_dir / checkpoint_name(self.frames)
+        try:
+            with self.timer("checkpoint"):
+                save_checkpoint(path, self._last_whole or {})
+                remove_old_checkpoints(self.run_dir)
+            self.saved_frames = self.frames
+        except OSError as error:
+            log.event(f"cannot write {path} ({error.strerror}): the checkpoints before it are still there")
 
     def _remove_if_empty(self) -> None:
         if not self.frames:
             shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
 
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[Callable[[], list[float]]]:
-        """Gives a function that returns success rates. Its processes start with the first call, and sleep between."""
-        cfg = self.config
-        acting = ActingPolicy(self.policy, cfg, Timer(), mean=True)
-        with contextlib.ExitStack() as closing:
-
-            @functools.cache
-            def pool() -> EnvBase:
-                env = make_env(
-                    cfg.tasks,
-                    num_workers=self.num_workers,
-                    envs_per_worker=-(-cfg.eval_episodes // self.num_workers) * len(cfg.tasks),
-                    seed=cfg.seed,
-                    first_slot=cfg.num_envs,  # random streams that training does not use
-                    max_episode_steps=cfg.max_episode_steps,
-                    random_phase=False,
-                    rest_after_success=True,
-                )
-                closing.callback(env.close, raise_if_closed=False)
-                return env
-
-            yield lambda: simulated_success_rates(acting, pool(), len(cfg.tasks), cfg.max_episode_steps)
-
     def _keep_if_best(self, rates: list[float]) -> dict[str, float]:
-        """Save the policy if none did better so far. Returns the evaluation's metrics."""
+        """Save the policy if none did better so far. Returns the evaluation's metrics. Raises OSError."""
         results = {f"eval/{task}/success_rate": rate for task, rate in zip(self.config.tasks, rates, strict=True)}
         results["eval/mean_success_rate"] = mean = round(sum(rates) / len(rates), 6)  # 1/3 + 2/3 is no tie otherwise
         if mean >= self.best_success:  # of equals the later one, which has learned more
+            kept = {**self._progress(), "policy": self.policy.state_dict(), "evaluation": results}
+            save_checkpoint(self.run_dir / BEST_NAME, kept)
             self.best_success = mean
-            kept = {name: self._last_whole[name] for name in ("config", "iteration", "frames", "policy")}
-            save_checkpoint(self.run_dir / BEST_NAME, kept | {"evaluation": results})
         return results
 
     def _evaluation_due(self) -> bool:
         interval, batch = self.config.eval_interval, self.config.frames_per_batch
         if not interval:
             return False
-        last = self.iteration == self.config.num_iterations
-        return last or self.frames // interval > (self.frames - batch) // interval
+        frames, last = self.iteration * batch, self.iteration == self.config.num_iterations
+        return last or frames // interval > (frames - batch) // interval
 
-    def _loop(
-        self,
-        iterate: Callable[[], tuple[TensorDictBase, dict[str, float]]],
-        evaluate: Callable[[], list[float]],
-        log: RunLog,
-        display: ProgressDisplay,
-    ) -> None:
+    def _again_if_workers_die(self, call: Callable[[], T], log: RunLog, repair: Callable[[], None]) -> T:
+        """``call()``; again after a ``repair()`` where simulation workers die, as often as a run may."""
+        while True:
+            try:
+                return call()
+            except WorkerDied as error:
+                while True:  # those that take their place may die too
+                    if self._counts["restarts"] >= self.config.max_restarts:
+                        raise
+                    self._counts["restarts"] += 1
+                    count = f"restart {self._counts['restarts']} of at most {self.config.max_restarts}"
+                    log.event(f"{error}; going on after {self.frames:,} frames, {count}")
+                    try:
+                        repair()
+                        break
+                    except WorkerDied as another:
+                        error = another
+
+    def _loop(self, iterate: Iterate, evaluate: Evaluation, log: RunLog, display: ProgressDisplay) -> None:
         cfg, timer = self.config, self.timer
-        episodes = EpisodeStatistics(cfg.tasks, cfg.num_envs, whole=not cfg.random_phase)
-        start = saved = time.perf_counter()
-        while self.iteration < cfg.num_iterations:
-            before = time.perf_counter()
+
+        def iterate_and_look() -> tuple[TensorDictBase, dict[str, float], dict[str, torch.Tensor]]:
             rollout, values = iterate()
-            if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-                raise Diverged(f"training diverged in iteration {self.iteration + 1}: {', '.join(broken)} not finite")
-            episodes.update(rollout)
-            self.iteration += 1
-            self._last_whole = self._state()
+            with timer("checkpoint"):
+                return rollout, values, self.collection.snapshot()
+
+        start = saved = time.perf_counter()
+        elapsed_before = self._elapsed
+        while self.iteration < cfg.num_iterations:
+            before, seconds = time.perf_counter(), dict(timer.seconds)
+            rollout, values, slots = self._again_if_workers_die(iterate_and_look, log, self._start_simulators)
             sps = cfg.frames_per_batch / (time.perf_counter() - before)
+            self.iteration += 1
+            self.episodes.update(rollout)
+            self._counts["skipped_updates"] += int(values.pop("skipped_updates"))
             evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
             evaluation["eval/mean_success_rate"] = math.nan
             if self._evaluation_due():
                 with timer("evaluate"), single_threaded():
-                    evaluation = self._keep_if_best(evaluate())
+                    rates = self._again_if_workers_die(evaluate, log, evaluate.start)
+                    try:
+                        evaluation = self._keep_if_best(rates)
+                    except OSError as error:
+                        log.event(f"cannot write {BEST_NAME} in {self.run_dir} ({error.strerror}): the run goes on")
 
-            now = time.perf_counter()
+            self._elapsed = elapsed_before + time.perf_counter() - start
             row = {
-                "iteration": self.iteration,
-                "frames": self.frames,
-                "time/elapsed": now - start,
-                "time/sps": sps,
-                **{f"time/{section}": timer.seconds.get(section, 0.0) for section in SECTIONS},
-                **episodes.summary(),
+                **self._progress_row(sps, seconds),
+                **self.episodes.summary(),
                 **evaluation,
                 **{f"train/{name}": value for name, value in values.items()},
-                "train/action_std": float(self.policy.action_std().mean()),
-                "train/unstable_episodes": episodes.unstable_episodes,
+                **{f"train/{name}": count for name, count in self._counts.items()},
+                "train/unstable_episodes": self.episodes.unstable_episodes,
             }
             log.write(row)
+            with timer("checkpoint"):
+                self._last_whole = self._state(slots)
             display.update(row)
-            if now - saved > CHECKPOINT_SECONDS:
-                self._save()
-                saved = now
+            if time.perf_counter() - saved >= cfg.checkpoint_seconds:
+                self._save(log)
+                saved = time.perf_counter()
 
-    def _state(self) -> dict[str, Any]:
-        """A copy of all that has been learned, as plain tensors and values."""
-        state = {
-            "config": self.config.to_dict(),
+    def _progress_row(self, sps: float, seconds: Mapping[str, float]) -> dict[str, float]:
+        cfg, timer = self.config, self.timer
+        alone = {}
+        for section in ("simulate", "infer", "update"):
+            spent = timer.seconds.get(section, 0.0) - seconds.get(section, 0.0)
+            alone[f"time/sps_{section}"] = cfg.frames_per_batch / spent if spent > 0 else math.nan
+        stds = self.policy.action_std()
+        on_gpu = torch.cuda.memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else 0.0
+        return {
             "iteration": self.iteration,
-            "frames": self.iteration * self.config.frames_per_batch,
-            "policy": self.policy.state_dict(),
-            "reward_scale": self.ppo.reward_scale.state_dict(),
-            "optimizer": self.ppo.optimizer.state_dict(),
-            "lr": self.ppo.lr,
+            "frames": self.iteration * cfg.frames_per_batch,
+            "time/elapsed": self._elapsed,
+            "time/sps": sps,
+            **alone,
+            **{f"time/{section}": timer.seconds.get(section, 0.0) for section in SECTIONS},
+            "memory/processes": resident_megabytes(self.collection.workers),
+            "memory/device": on_gpu,
+            "train/action_std": float(stds.mean()),
+            **{f"train/{task}/action_std": float(std) for task, std in zip(cfg.tasks, stds.mean(1), strict=True)},
+            **{f"train/{task}/weight": 1 / len(cfg.tasks) for task in cfg.tasks},
         }
-        return copy.deepcopy(state)
+
+    def _progress(self) -> dict[str, Any]:
+        frames = self.iteration * self.config.frames_per_batch
+        return {"config": self.config.to_dict(), "versions": versions(), "iteration": self.iteration, "frames": frames}
+
+    def _state(self, slots: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
+        """A copy of all that the run goes on from, as plain tensors and values."""
+        learned = {
+            "policy": self.policy.state_dict(),
+            "ppo": self.ppo.state(),
+            "acting": self.acting.state(),
+            "random": random_states(self.device),
+        }
+        ahead = None if self._ahead is None else self._ahead.flatten_keys(".").to_dict()
+        return {
+            **self._progress(),
+            **copy.deepcopy(learned),
+            "episodes": self.episodes.state(),
+            "simulators": slots,
+            "ahead": ahead,
+            "best_success": self.best_success,
+            "counts": dict(self._counts),
+            "elapsed": self._elapsed,
+            "seconds": dict(self.timer.seconds),
+        }
+
+    def _restore(self) -> None:
+        """Go on from the last whole iteration, but for what is only counted."""
+        state = self._last_whole
+        assert state is not None
+        self.iteration, self.best_success = state["iteration"], state["best_success"]
+        self.policy.load_state_dict(state["policy"])
+        self.ppo.restore(state["ppo"])
+        self.acting.restore(state["acting"])
+        self.episodes.restore(state["episodes"])
+        shape = (self.config.num_envs, self.config.num_steps)
+        self._ahead = None if state["ahead"] is None else TensorDict(state["ahead"], shape).unflatten_keys(".")
+        set_random_states(state["random"], self.device)
+
+    def _explained(self, error: Diverged) -> Diverged:
+        """The error with a diagnosis in its message, and what reproduces it in a file."""
+        found = diagnose(self.config, **error.minibatch)
+        message = f"{error} in iteration {self.iteration + 1}: not finite is {found}"
+        dump = self.run_dir / DUMP_NAME
+        try:
+            save_dump(dump, self.config, error.minibatch)
+            message += f" ({dump} reproduces it: see mtrl_vec.diagnosis)"
+        except OSError as problem:
+            message += f" (and {dump} cannot be written: {problem.strerror})"
+        return Diverged(message, error.minibatch)

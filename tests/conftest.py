@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import psutil
+import pytest
 import torch
 
 from mtrl_vec.config import TrainConfig
@@ -25,3 +29,13 @@ TINY = {
 
 def tiny_config(**changes: object) -> TrainConfig:
     return TrainConfig(**(TINY | {"total_frames": 12 * 16} | changes))
+
+
+@pytest.fixture(autouse=True)
+def no_stray_runs() -> Iterator[None]:
+    """A test that fails in the middle of a run would leave it to slow down all that follow."""
+    yield
+    for process in psutil.Process().children():
+        if "mtrl_vec" in process.cmdline():
+            for stray in [process, *process.children(recursive=True)]:
+                stray.kill()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -89,10 +90,11 @@ def test_overwrite_replaces_a_run(tmp_path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
-    (run / "checkpoint.pt").write_text("old")
+    (run / "checkpoint-99.pt").write_text("old")
+    (run / "checkpoint-98.tmp").write_text("older, and torn")
     arguments = ["train", *SMALL, "--run-dir", str(run), "--overwrite", "--total-frames", "192", "--quiet"]
     assert main(arguments) == 0
-    assert load_checkpoint(run)["frames"] == 192
+    assert load_checkpoint(run)["frames"] == 192 and not list(run.glob("checkpoint-9*"))
     assert json.loads((run / "config.json").read_text())["total_frames"] == 192
 
 
@@ -143,22 +145,36 @@ def test_folders_that_cannot_be_written(capsys, tmp_path) -> None:
 
 def test_unknown_command_and_usage(capsys) -> None:
     assert main(["fly"]) == 2
-    assert capsys.readouterr().err == "error: unknown command 'fly': known commands are train, eval, profile\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown command 'fly': known commands are train, eval, plot, video, profile\n"
+    )
     assert main(["--help"]) == 0
     assert "python -m mtrl_vec train" in capsys.readouterr().out
 
 
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in children] + [d for c in children for d in descendants(int(c))]
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
-def is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end within some seconds after the process that started them."""
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def start_training(run: Path) -> tuple[subprocess.Popen, list[int]]:
+def workers_of(processes: list[psutil.Process]) -> list[int]:
+    """The simulators: children of the one that they are copies of."""
+    servers = {p.pid for p in processes if "forkserver" in " ".join(p.cmdline())}
+    return [p.pid for p in processes if p.ppid() in servers]
+
+
+def at_ctrl_c() -> None:
+    """As in a terminal, also where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def start_training(run: Path, *flags: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A long run in a process group of its own, some iterations in; and all of its processes."""
     command = [
         sys.executable,
@@ -171,8 +187,9 @@ def start_training(run: Path) -> tuple[subprocess.Popen, list[int]]:
         "--run-dir",
         str(run),
         "--quiet",
+        *flags,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=at_ctrl_c)
     metrics = run / "metrics.csv"
     deadline = time.monotonic() + 90
     while not metrics.exists() or metrics.read_text().count("\n") < 4:
@@ -181,12 +198,6 @@ def start_training(run: Path) -> tuple[subprocess.Popen, list[int]]:
     return process, descendants(process.pid)
 
 
-def workers_of(pids: list[int]) -> list[int]:
-    """The simulators: spawned processes other than multiprocessing's resource tracker."""
-    return [p for p in pids if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None:
     process, children = start_training(tmp_path / "run")
@@ -199,49 +210,45 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert f"interrupted: {content['frames']:,} frames saved" in err
     assert "Traceback" not in err
     assert content["frames"] >= 3 * 192
-    assert not any(is_running(pid) for pid in children)
+    assert not still_running(children)
     # metrics.csv and checkpoint tell of the same number of whole iterations, unless the row was about to be written.
     rows = (tmp_path / "run" / "metrics.csv").read_text().count("\n") - 1
     assert content["iteration"] - rows in (0, 1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("to_all", [False, True])
 def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
     command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--run-dir", str(tmp_path / "run"), "--quiet"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=at_ctrl_c)
     assert process.stdout.readline().startswith("training")
-    while not (children := workers_of(descendants(process.pid))):
+    while not workers_of(children := descendants(process.pid)):
         time.sleep(0.02)
     os.killpg(process.pid, sent) if to_all else process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "interrupted: there was nothing to save yet\n"
     assert not (tmp_path / "run").exists()
-    assert not any(is_running(pid) for pid in children)
+    assert not still_running(children)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_a_worker_that_dies_while_it_starts(tmp_path) -> None:
     command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-workers", "2"]
     command += ["--run-dir", str(tmp_path / "run"), "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("training")
-    while len(children := workers_of(descendants(process.pid))) < 2:
-        time.sleep(0.02)
-    os.kill(children[1], signal.SIGKILL)
+    while len(workers_of(children := descendants(process.pid))) < 2:
+        time.sleep(0.005)
+    os.kill(workers_of(children)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.startswith("error: simulation worker 1") and err.endswith("there was nothing to save yet\n")
-    assert not any(is_running(pid) for pid in children)
+    assert not still_running(children)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_a_worker_that_dies_ends_the_run_after_saving(tmp_path) -> None:
-    process, children = start_training(tmp_path / "run")
+    process, children = start_training(tmp_path / "run", "--max-restarts", "0")
     victim = workers_of(children)[1]
     os.kill(victim, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -249,4 +256,48 @@ def test_a_worker_that_dies_ends_the_run_after_saving(tmp_path) -> None:
     assert f"error: simulation worker 1 (pid {victim}) died" in err
     assert "Traceback" not in err
     assert load_checkpoint(tmp_path / "run")["frames"] >= 3 * 192
-    assert not any(is_running(pid) for pid in children)
+    assert not still_running(children)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--foo", "3"], "Unrecognized options: --foo, 3"),
+        (["--total-frames", "many"], "Error parsing --total-frames"),
+        (["--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
+        (["--torso", "3"], "Missing value for argument '--torso'"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line_too(arguments, message, capsys) -> None:
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert err.endswith("see python -m mtrl_vec train --help\n")
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "plot", "video", "profile"])
+def test_every_command_explains_itself_with_an_example(command, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert not end.value.code
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Example: python -m mtrl_vec {command}" in out
+
+
+def test_debug_shows_where_an_error_comes_from(capsys, tmp_path) -> None:
+    assert main(["eval", str(tmp_path / "missing"), "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "find_checkpoint" in err and "error: no checkpoint at" in err.splitlines()[-1]
+
+
+def test_plot_from_the_command_line(capsys, tmp_path) -> None:
+    curves = Path(__file__).parent.parent / "benchmarks" / "learning"
+    assert main(["plot", str(curves / "seed1.csv"), str(curves / "overlap.csv"), "--out", str(tmp_path / "both")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'both.png'}\nwrote {tmp_path / 'both.svg'}\n"
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot"]) == 2
+    assert main(["plot", str(tmp_path / "missing")]) == 2
+    assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [
+        " no run given",
+        f" no run at {tmp_path / 'missing'}",
+    ]

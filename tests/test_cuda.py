@@ -81,7 +81,8 @@ def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.cuda.stream(ppo.stream):
-            metrics = ppo.add_advantages(data) | ppo.update(data, 0.5)
+            metrics = ppo.add_advantages(data) | ppo.update(data)
+            ppo.prepare_next(data, metrics["approx_kl"], 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()

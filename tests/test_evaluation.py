@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from metaworld_oracle import TASK_NAMES, expert
 
 from mtrl_vec import evaluation
 from mtrl_vec.acting import ActingPolicy
-from mtrl_vec.checkpoint import load_policy, save_checkpoint
+from mtrl_vec.checkpoint import save_checkpoint
 from mtrl_vec.cli import main
 from mtrl_vec.envs import make_env
 from mtrl_vec.errors import InputError
@@ -21,6 +20,7 @@ from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.sim import SawyerSim
 from mtrl_vec.tasks import resolve_tasks
 from mtrl_vec.timing import Timer
+from mtrl_vec.trained import load_policy
 
 
 class ExpertAgent:
@@ -63,30 +63,39 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
     config = tiny_config(tasks=("pick-place",))
     torch.manual_seed(0)
     content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 1234}
-    save_checkpoint(tmp_path / "checkpoint.pt", content)
-    assert main(["eval", str(tmp_path), "--seed", "2", "--json", str(tmp_path / "out.json")]) == 0
-    results = json.loads((tmp_path / "out.json").read_text())
+    save_checkpoint(tmp_path / "checkpoint-1234.pt", content)
+    assert main(["eval", str(tmp_path), "--seeds", "2", "--json", str(tmp_path / "out.json")]) == 0
+    (results,) = json.loads((tmp_path / "out.json").read_text())
     assert results["eval/pick-place-v3/success_rate"] == 0.0
     assert 0 < results["eval/pick-place-v3/return"] < 500
-    assert (results["checkpoint"], results["frames"], results["seed"]) == ("checkpoint.pt", 1234, 2)
+    # Wilson's interval for 0 of 50 by hand: from 0 to z^2 / (50 + z^2) with z = 1.96.
+    assert results["eval/pick-place-v3/success_low"] == 0.0
+    assert results["eval/pick-place-v3/success_high"] == pytest.approx(1.96**2 / (50 + 1.96**2), abs=1e-4)
+    checkpoint = str(tmp_path / "checkpoint-1234.pt")
+    assert (results["checkpoint"], results["frames"], results["seeds"]) == (checkpoint, 1234, [2])
     out = capsys.readouterr().out
-    assert "0.00" in out and "checkpoint.pt, trained for 1,234 frames" in out
+    assert "0.000" in out and "0.00-0.07" in out and "checkpoint-1234.pt, trained for 1,234 frames" in out
 
 
 def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
     """The pretrained policy, cut off early: some environments have succeeded by then and some have not."""
-    policy, config = load_policy(Path("pretrained"))
-    steps = 45
+    policy = load_policy("pretrained")
+    steps, config = 45, policy.config
     env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False, rest_after_success=True)
     try:
-        rates = evaluation.simulated_success_rates(ActingPolicy(policy, config, Timer(), mean=True), env, 3, steps)
+        rates = evaluation.simulated_success_rates(
+            ActingPolicy(policy.module, config, Timer(), mean=True), env, 3, steps
+        )
     finally:
         env.close()
     task_idx = np.arange(36) % 3
     sim = SawyerSim(resolve_tasks(config.tasks), task_idx, seed=5)
     observation, success = sim.reset(), np.zeros(36, dtype=bool)
     for _ in range(steps):
-        step = sim.step(evaluation.mean_action(policy, observation, torch.from_numpy(task_idx)))
+        action = np.zeros((36, 4), np.float32)
+        for k, task in enumerate(policy.tasks):
+            action[task_idx == k] = policy(observation[task_idx == k], task)
+        step = sim.step(action)
         observation, success = step.observation, success | step.success
     assert rates == pytest.approx([success[task_idx == k].mean() for k in range(3)])
     assert 0 < np.mean(rates) < 1
@@ -94,10 +103,10 @@ def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
 
 def test_the_pretrained_policy_solves_the_tasks(tmp_path) -> None:
     """Under the official protocol, on goals of a seed that chose nothing."""
-    assert main(["eval", "pretrained", "--seed", "7", "--json", str(tmp_path / "out.json")]) == 0
-    results = json.loads((tmp_path / "out.json").read_text())
+    assert main(["eval", "pretrained", "--seeds", "7", "--json", str(tmp_path / "out.json")]) == 0
+    (results,) = json.loads((tmp_path / "out.json").read_text())
     assert min(results[f"eval/{task}/success_rate"] for task in TASK_NAMES) >= 0.9
-    assert results["checkpoint"] == "pretrained.pt"
+    assert results["checkpoint"].endswith("pretrained.pt")
 
 
 def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:
@@ -117,3 +126,48 @@ def test_seed_zero_is_refused() -> None:
     """Meta-World would take it for no seed, and evaluate on other goals every time."""
     with pytest.raises(InputError, match="seed is 0"):
         evaluation.make_official_envs(TASK_NAMES, 0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [(8, 10, 0.490, 0.943), (150, 150, 0.975, 1.0), (146, 150, 0.934, 0.990)],  # tables, or the formula by hand
+)
+def test_wilson_intervals(successes: int, episodes: int, low: float, high: float) -> None:
+    assert evaluation.wilson_interval(successes / episodes, episodes) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_several_checkpoints_and_seeds_in_one_table(tmp_path, capsys, monkeypatch) -> None:
+    """Means over the seeds; a checkpoint that was trained on fewer tasks has fewer rows."""
+    for name, tasks in {"one.pt": ("push",), "both.pt": ("reach", "push")}.items():
+        config = tiny_config(tasks=tasks)
+        content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 5}
+        save_checkpoint(tmp_path / name, content)
+
+    def protocol(agent, tasks, seed):  # the protocol itself is tested above, at length
+        rates = {f"eval/{task}/success_rate": {"reach-v3": 1.0, "push-v3": seed / 10}[task] for task in tasks}
+        returns = {f"eval/{task}/return": 100.0 * seed for task in tasks}
+        return rates | returns | {"eval/mean_success_rate": sum(rates.values()) / len(rates)}
+
+    monkeypatch.setattr(evaluation, "run_protocol", protocol)
+    files = [str(tmp_path / "one.pt"), str(tmp_path / "both.pt")]
+    assert main(["eval", *files, "--seeds", "2", "6", "--json", str(tmp_path / "out.json"), "--quiet"]) == 0
+    one, both = json.loads((tmp_path / "out.json").read_text())
+    assert one["eval/push-v3/success_rate"] == both["eval/push-v3/success_rate"] == pytest.approx(0.4)
+    assert both["eval/mean_success_rate"] == pytest.approx(0.7) and one["eval/push-v3/return"] == 400
+    assert one["eval/push-v3/success_low"] == pytest.approx(0.309, abs=1e-3)  # of 40 in 100
+    out = capsys.readouterr().out
+    assert out.count("push-v3") == 2 and out.count("reach-v3") == 1 and "evaluating" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no checkpoint given"),
+        (["pretrained", "--seeds", "0"], "seed is 0"),
+        (["pretrained", "--seeds", "3", "3"], "seeds are 3, 3: give one or more, each once"),
+    ],
+)
+def test_bad_evaluations_are_one_line(arguments, message, capsys) -> None:
+    assert main(["eval", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1

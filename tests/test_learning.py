@@ -11,6 +11,7 @@ import pytest
 
 from mtrl_vec.checkpoint import load_checkpoint, save_checkpoint
 from mtrl_vec.cli import parse_train
+from mtrl_vec.plotting import read_metrics
 
 
 def write_metrics(path: Path, successes: list[float], frames: int = 100) -> None:
@@ -24,7 +25,7 @@ def write_metrics(path: Path, successes: list[float], frames: int = 100) -> None
 
 def test_frames_and_minutes_until_a_success_rate_was_first_reached(tmp_path) -> None:
     write_metrics(tmp_path / "metrics.csv", [math.nan, 0.5, 0.92, 0.88, 0.97])
-    metrics = learning.read_metrics(tmp_path / "metrics.csv")
+    metrics = read_metrics(tmp_path / "metrics.csv")
     assert learning.first_reached(metrics, "push-v3", 0.9) == (300, 4.5)
     assert all(math.isnan(value) for value in learning.first_reached(metrics, "push-v3", 0.98))
 
@@ -47,7 +48,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "FOLDER", tmp_path)
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(learning, "draw", lambda names: None)
+    monkeypatch.setattr(learning, "plot_runs", lambda runs, out: [])
     return tmp_path
 
 
@@ -84,7 +85,7 @@ def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, 
 
 
 def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
-    """With the commands replaced by what they leave behind; a second try does not train again."""
+    """With the commands replaced by what they leave behind; a second try does not train again but only evaluates."""
     ran = []
 
     def run(command, *arguments):
@@ -97,12 +98,12 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
             write_metrics(run_dir / "metrics.csv", [0.5, 0.95, 0.96], frames=-(-config.total_frames // 3))
             save_checkpoint(run_dir / "best.pt", {"frames": 123, "policy": {}})
         else:
-            seed = int(arguments[2])
-            scores = {f"eval/{task}/success_rate": seed / 100 for task in learning.TASK_NAMES}
-            scores |= {"eval/mean_success_rate": seed / 100, "checkpoint": "best.pt", "frames": 123, "seed": seed}
-            Path(arguments[-1]).write_text(json.dumps(scores))
-            if len(ran) == 3:
+            if len(ran) == 2:
                 raise KeyboardInterrupt
+            assert arguments[1:4] == ("--seeds", "40", "60")
+            scores = {f"eval/{task}/success_rate": 0.5 for task in learning.TASK_NAMES}
+            scores |= {"eval/mean_success_rate": 0.5, "checkpoint": "runs/seed5/best.pt", "frames": 123}
+            Path(arguments[-1]).write_text(json.dumps([scores]))
 
     monkeypatch.setattr(learning, "run", run)
     monkeypatch.setattr(learning.mtrl_vec, "__file__", str(folders / "package" / "__init__.py"))
@@ -111,7 +112,7 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", arguments)
     assert learning.main() == 130
     assert learning.main() == 0
-    assert ran == ["train", "eval", "eval", "eval", "eval"]
+    assert ran == ["train", "eval", "eval"]
     monkeypatch.setattr("sys.argv", [*arguments, "--ship", "seed5"])
     assert learning.main() == 0
     provenance = json.loads((folders / "package" / "pretrained.json").read_text())
@@ -124,6 +125,22 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
     assert load_checkpoint(folders / "package" / "pretrained.pt")["frames"] == 123
 
 
+def test_interrupted_training_goes_on_and_with_other_settings_starts_anew(tmp_path, monkeypatch) -> None:
+    ran = []
+    monkeypatch.setattr(learning, "run", lambda *arguments: ran.append(arguments))
+    run_dir = tmp_path / "seed1"
+    learning.train(run_dir, ["--seed", "1"])
+    assert ran.pop() == ("train", "--seed", "1", "--run-dir", str(run_dir))
+    run_dir.mkdir()
+    config = parse_train(["--seed", "1", "--run-dir", str(run_dir)])
+    save_checkpoint(run_dir / "checkpoint-5.pt", {"config": config.to_dict()})
+    learning.train(run_dir, ["--seed", "1"])
+    assert ran.pop() == ("train", "--resume", str(run_dir))
+    learning.train(run_dir, ["--seed", "1", "--lr", "0.1"])
+    assert ran.pop() == ("train", "--seed", "1", "--lr", "0.1", "--run-dir", str(run_dir))
+    assert not run_dir.exists() and len(list(tmp_path.glob("seed1-until-*/checkpoint-5.pt"))) == 1
+
+
 def test_the_ablation_changes_one_thing_at_a_time() -> None:
     """Every cell is a valid configuration that differs from the reference by what its name says."""
     cells = learning.cells(learning.Args(seeds=(1,), ablation=True, variants=True))
@@ -133,5 +150,6 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
     assert changed.pop("seed1") == set()
     assert len(changed.pop("tutorial")) > 10
     assert changed.pop("gpu-preset") == {"num_envs", "total_frames", "eval_interval", "device"}
+    assert changed.pop("bf16-seed2") == changed.pop("bf16-seed3") == {"seed", "precision"}
     assert len(changed) == 10
     assert all(len(fields) == 1 for fields in changed.values()), changed

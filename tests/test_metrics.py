@@ -1,0 +1,132 @@
+"""What is shown and logged: columns, bars, plain lines."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+
+import pytest
+import torch
+from conftest import tiny_config
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtrl_vec.cli import main
+from mtrl_vec.display import ProgressDisplay
+from mtrl_vec.metrics import COLUMNS, column_names, resident_megabytes
+from mtrl_vec.runs import RunLog
+
+TASKS = ("reach-v3", "push-v3", "pick-place-v3")
+ROW = {
+    "frames": 1_234_567,
+    "time/sps": 7263.2,
+    "time/elapsed": 100.0,
+    "train/reach-v3/success_rate": 0.98,
+    "train/reach-v3/return": 861.4,
+    "train/push-v3/success_rate": 0.5,
+    "train/push-v3/return": 402.0,
+    "train/pick-place-v3/success_rate": math.nan,
+    "train/pick-place-v3/return": math.nan,
+}
+
+
+def test_columns_of_several_tasks() -> None:
+    names = column_names(["a", "b"])
+    assert len(names) == len(set(names)) == len(COLUMNS) + sum("<task>" in name for name in COLUMNS)
+    assert names.index("train/b/return") == names.index("train/a/return") + 1
+
+
+def test_a_log_takes_all_columns_and_no_others(tmp_path) -> None:
+    log = RunLog(tmp_path, tiny_config(), 0, 0, lambda message: None)
+    row = dict.fromkeys(column_names(TASKS), 1.0) | {"frames": 192}
+    log.write(row)
+    for wrong in ({k: v for k, v in row.items() if k != "train/lr"}, row | {"more": 1.0}):
+        with pytest.raises(ValueError, match=r"train/lr|more"):
+            log.write(wrong)
+    log.close()
+
+
+def test_tensorboard_has_the_numbers_of_the_file_also_after_a_resumption(tmp_path) -> None:
+    config = tiny_config(tasks=("push",))
+    columns = column_names(config.tasks)
+    log = RunLog(tmp_path, config, 0, 0, lambda message: None)
+    for i in (1, 2, 3):
+        log.write(dict.fromkeys(columns, float(i)) | {"iteration": i, "frames": 192 * i})
+    log.close()
+    log = RunLog(tmp_path, config, 2, 2 * 192, lambda message: None)  # from a checkpoint after the second
+    log.write(dict.fromkeys(columns, 30.0) | {"iteration": 3, "frames": 3 * 192})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("train/push-v3/return")]
+    assert curve == [(192, 1.0), (384, 2.0), (576, 30.0)]
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["iteration", "1", "2", "3"]
+    assert lines[-1].split(",")[columns.index("train/lr")] == "30"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_display_fits_the_terminal(width) -> None:
+    display = ProgressDisplay(TASKS, 2_000_000, quiet=True)
+    display._console = Console(width=width)
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=True, color_system=None).print(display.render(ROW))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert len(lines) == 4 and max(map(len, lines)) <= width  # nothing is folded
+    assert "1.23M/2.00M" in lines[0] and "steps/s" in lines[0]
+    for line, task, words in zip(lines[1:], TASKS, ("98% success", "50% success", "no episode"), strict=True):
+        assert line.startswith(task) and words in line
+    assert ("━" in out.getvalue()) == (width >= 70)
+
+
+def test_the_bar_of_a_task_is_its_success_rate() -> None:
+    display = ProgressDisplay(TASKS, 2_000_000, quiet=True)
+    display._console = Console(width=100)
+    out = io.StringIO()
+    Console(file=out, width=100, force_terminal=True, color_system="truecolor").print(display.render(ROW))
+    done = [line.split("━" * 1, 1)[0].rsplit("\x1b", 1)[-1] for line in out.getvalue().splitlines() if "━" in line]
+    assert len(set(done)) > 1 or len(done) == 4
+    reach, push = out.getvalue().splitlines()[1:3]
+    first = lambda line: len(line.split("━", 1)[1].split("\x1b")[0]) + 1  # noqa: E731
+    assert first(reach) in (23, 24) and first(push) == 12  # of 24
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys) -> None:
+    display = ProgressDisplay(TASKS, 2_000_000, quiet=False)
+    for frames, elapsed in ((10_000, 1.0), (200_000, 20.0), (400_000, 40.0), (2_000_000, 45.0)):
+        display.update(ROW | {"frames": frames, "time/elapsed": elapsed})
+    display.note("something happened")
+    display.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" of")[0] for line in lines[:-1]] == ["10,000", "400,000", "2,000,000"]
+    # 390,000 frames in 39 seconds: another 1.6 million take 160.
+    assert "0:02:40 left: reach-v3 success 98%, return 861; push-v3 success 50%" in lines[1]
+    assert lines[-1] == "something happened" and "\x1b" not in "".join(lines)
+
+
+def test_memory_of_this_and_other_processes() -> None:
+    ballast = torch.ones(50_000_000)  # 200 MB
+    own = resident_megabytes([])
+    assert own > 200 and resident_megabytes([os.getpid()]) == pytest.approx(2 * own, rel=0.1)
+    assert resident_megabytes([2**22 - 1]) == pytest.approx(own, rel=0.1)  # one that is not there
+    del ballast
+    assert resident_megabytes([]) < own - 150
+
+
+def test_wandb_that_is_not_installed_is_one_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "--wandb", "--run-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: wandb is on, but not installed: pip install wandb, or leave --wandb out\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_gets_every_number(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="needs wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = tiny_config(wandb=True)
+    log = RunLog(tmp_path, config, 0, 0, lambda message: None)
+    log.write(dict.fromkeys(column_names(TASKS), 1.0) | {"iteration": 1, "frames": 192})
+    summary = dict(log._wandb.experiment.summary)
+    log.close()
+    assert summary["train/lr"] == 1.0 and list((tmp_path / "wandb").iterdir())

@@ -1,0 +1,85 @@
+"""A trained policy as other people use it: in Meta-World's own environments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import metaworld  # noqa: F401
+import numpy as np
+import pytest
+import torch
+
+import mtrl_vec
+from mtrl_vec.errors import InputError
+from mtrl_vec.trained import load_policy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("pretrained")
+
+
+@pytest.mark.parametrize("task", ["reach-v3", "push-v3", "pick-place-v3"])
+def test_it_solves_a_task_in_a_plain_gymnasium_loop(policy, task) -> None:
+    env = gym.make("Meta-World/MT1", env_name=task, seed=11, disable_env_checker=True)  # it warns of Meta-World itself
+    observation, _ = env.reset()
+    for _ in range(150):
+        action = policy(observation, task)
+        assert action.shape == (4,) and action.dtype == np.float32 and env.action_space.contains(action)
+        observation, _, _, _, info = env.step(action)
+        if info["success"]:
+            break
+    assert info["success"]
+    env.close()
+
+
+def test_batches_names_and_samples(policy) -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 39))
+    together = policy(rows, "push")  # any name of the task
+    np.testing.assert_allclose(together, [policy(row, "push-v3") for row in rows], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(together, policy(rows, "reach"), atol=1e-3)
+    torch.manual_seed(0)
+    many = policy(np.tile(rows[:1], (4000, 1)), "push", sample=True)
+    loc, scale = policy.module.distribution(
+        torch.tensor(rows[:1], dtype=torch.float32), torch.eye(3)[1][None], torch.tensor([1])
+    )
+    clipped = torch.distributions.Normal(loc, scale).sample((40_000,)).clamp(-1, 1)[:, 0]
+    np.testing.assert_allclose(many.mean(0), clipped.mean(0), atol=0.03)
+    np.testing.assert_allclose(many.std(0), clipped.std(0), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("observation", "task", "message"),
+    [
+        (np.zeros(39), "fly-v3", "unknown task 'fly-v3'"),
+        (np.zeros(12), "reach-v3", r"observation has shape \[12\]: it must be \[39\] or \[n, 39\]"),
+        (np.zeros((2, 3, 39)), "reach-v3", r"observation has shape \[2, 3, 39\]"),
+    ],
+)
+def test_bad_calls_are_named(policy, observation, task, message) -> None:
+    with pytest.raises(InputError, match=message):
+        policy(observation, task)
+
+
+def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
+    from conftest import tiny_config
+
+    from mtrl_vec.checkpoint import save_checkpoint
+    from mtrl_vec.policy import SharedPolicy
+
+    config = tiny_config(tasks=("push",))
+    content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 5}
+    save_checkpoint(tmp_path / "one.pt", content)
+    with pytest.raises(InputError, match="task is 'reach-v3': this policy was trained on push-v3"):
+        load_policy(tmp_path / "one.pt")(np.zeros(39), "reach-v3")
+
+
+def test_what_the_package_offers_and_what_a_simulator_process_need_not_load() -> None:
+    assert {name for name in mtrl_vec.__all__ if getattr(mtrl_vec, name)} == set(mtrl_vec.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Agent'"):
+        mtrl_vec.Agent  # noqa: B018
+    modules = "mtrl_vec.trainer", "mtrl_vec.ppo", "tensorboard"
+    code = f"import sys, mtrl_vec.envs; print(*[m for m in {modules} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""
