@@ -49,7 +49,9 @@ class ProgressDisplay:
         bar = [] if narrow else [_bar(frames / self._total)]
         left = self._time_left(row)
         fast = "" if math.isnan(speed) else f"{speed:,.0f} steps/s"
-        view.add_row(f"{_short(frames)}/{_short(self._total)}", *bar, fast, left if narrow or not left else f"{left} left")
+        if left and not narrow:
+            left += " left"
+        view.add_row(f"{_short(frames)}/{_short(self._total)}", *bar, fast, left)
         for task in self._tasks:
             success, episode_return = (row.get(f"train/{task}/{name}", math.nan) for name in ("success_rate", "return"))
             if math.isnan(success):

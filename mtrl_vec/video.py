@@ -122,7 +122,9 @@ def record(
     try:
         folder = tempfile.TemporaryDirectory(prefix=".video-", dir=out.parent)
     except OSError as error:
-        raise InputError(f"cannot write to {out.parent} ({error.strerror}): give a folder that you can write to") from error
+        raise InputError(
+            f"cannot write to {out.parent} ({error.strerror}): give a folder that you can write to"
+        ) from error
 
     with folder as name, _Stage(width, height) as stage:
         from mtrl_vec.sim import SawyerSim
@@ -136,7 +138,7 @@ def record(
             for index, frame in enumerate(_film(act, sim, stage, episodes, fps)):
                 movie.write_frame(np.asarray(frame))
                 if index % every == 0:
-                    frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))
+                    frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))  # in place: every frame is a new one
                     small.append(frame)
         # One palette for all, so that what does not move stays the same; of the last frame, which has all the colours.
         palette = small[-1].quantize(dither=Image.Dither.NONE)
@@ -145,3 +147,121 @@ def record(
         for part, file in zip(parts, files, strict=True):
             part.replace(file)
     return files
+
+
+def _film(act: Act, sim: SawyerSim, stage: _Stage, episodes: int, hold: int) -> Iterator[Image.Image]:
+    """The frames of all episodes, with the last one of each held for some more."""
+    names = [sim.tasks[k].name for k in sim.task_idx]
+    panels = [Image.new("RGB", (1, 1))] * len(names)
+    for episode in range(1, episodes + 1):
+        observation = sim.reset()
+        goals = observation[:, 36:]
+        verdicts = [""] * len(names)
+        ends = np.full(len(names), sim.max_episode_steps)
+        for step in range(sim.max_episode_steps + 1):
+            for k in np.flatnonzero(step <= ends):
+                picture = stage.picture(sim.state[k], sim.state_signature, names[k], goals[k])
+                details = f"episode {episode}   step {step}   {step * STEP_SECONDS:.2f} s"
+                panels[k] = _panel(picture, names[k], details, verdicts[k])
+            yield _side_by_side(panels)
+            if step == ends.max():
+                break
+            action = np.zeros((len(names), 4), dtype=np.float32)
+            for k in np.flatnonzero(step < ends):
+                action[k] = act(observation[[k]], names[k])[0]
+            observation, _, success, truncated, _ = sim.step(action)
+            for k in np.flatnonzero(step < ends):
+                if success[k] and not verdicts[k]:
+                    verdicts[k], ends[k] = "success", min(step + 1 + STEPS_AFTER_SUCCESS, ends[k])
+                elif truncated[k] and not verdicts[k]:
+                    verdicts[k], ends[k] = "failed", step + 1
+        for _ in range(hold):
+            yield _side_by_side(panels)
+
+
+class _Stage:
+    """Meta-World's scene, drawn off screen.
+
+    MuJoCo's own renderer would do, but takes its kind of OpenGL from what ``MUJOCO_GL`` was when MuJoCo was imported.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        gl = choose_gl()
+        import mujoco
+
+        from mtrl_vec.sim import load_model
+
+        self._model = model = load_model(visual=True)
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        model.vis.quality.shadowsize = 2048  # half of Meta-World's: looks the same, takes half the time without a GPU
+        self._data = mujoco.MjData(model)
+        self._goal = model.site("goal").id
+        self._scene, self._option = mujoco.MjvScene(model, maxgeom=1000), mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        # Across the way from object to goal, and near; Meta-World's fixed cameras are far off and upside down.
+        self._camera.lookat[:] = (0.0, 0.74, 0.14)
+        self._camera.distance, self._camera.azimuth, self._camera.elevation = 0.85, 200, -25
+        self._view = mujoco.MjrRect(0, 0, width, height)
+        try:
+            offscreen = importlib.import_module(f"mujoco.{gl}") if gl in _OFFSCREEN else mujoco
+            self._gl = offscreen.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # whatever drivers and PyOpenGL come up with
+            raise InputError(f"OpenGL is in use otherwise here: set MUJOCO_GL={gl} before starting Python") from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+
+    def picture(self, state: Array, signature: int, task: str, goal: Array) -> NDArray[np.uint8]:
+        """A simulation's state [56] with the goal [3] marked as Meta-World does in that task: [height, width, 3]."""
+        import mujoco
+
+        model, data = self._model, self._data
+        model.site_pos[self._goal], model.site_rgba[self._goal] = goal, _MARKER[task]
+        mujoco.mj_setState(model, data, state, signature)
+        mujoco.mj_forward(model, data)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
+        picture = np.empty((self._view.height, self._view.width, 3), dtype=np.uint8)
+        self._gl.make_current()
+        mujoco.mjr_render(self._view, self._scene, self._context)
+        mujoco.mjr_readPixels(picture, None, self._view, self._context)
+        return picture[::-1]
+
+    def __enter__(self) -> _Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.free()
+        self._gl.free()
+
+
+_GAP = 4  # between panels, in pixels
+_COLORS = {"success": (24, 150, 64), "failed": (205, 45, 40)}
+
+
+def _panel(picture: NDArray[np.uint8], title: str, details: str, verdict: str) -> Image.Image:
+    """A task's picture under a line of text, with the verdict on it if there is one."""
+    height, width, _ = picture.shape
+    large, small = (ImageFont.load_default(width / share) for share in (20, 26))
+    bar = width // 10
+    panel = Image.new("RGB", (width, bar + height), (32, 33, 36))
+    panel.paste(Image.fromarray(picture), (0, bar))
+    draw = ImageDraw.Draw(panel)
+    draw.text((width // 36, bar // 2), title, "white", large, "lm")
+    draw.text((width - width // 36, bar // 2), details, (200, 200, 205), small, "rm")
+    if verdict:
+        color, middle, bottom = _COLORS[verdict], width // 2, bar + height
+        draw.rectangle((0, bar, width - 1, bottom - 1), outline=color, width=width // 60)
+        draw.rectangle((middle - width // 7, bottom - bar, middle + width // 7, bottom), fill=color)
+        draw.text((middle, bottom - bar // 2), verdict, "white", large, "mm")
+    return panel
+
+
+def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """Panels in one picture, of even width and height as H.264 wants it."""
+    pitch, height = panels[0].width + _GAP, panels[0].height
+    width = pitch * len(panels) - _GAP
+    row = Image.new("RGB", (width + width % 2, height + height % 2), "white")
+    for k, panel in enumerate(panels):
+        row.paste(panel, (k * pitch, 0))
+    return row
