@@ -78,6 +78,11 @@ def simulators(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in below if child.ppid() in servers]
 
 
+def survivors(processes: set[psutil.Process]) -> list[psutil.Process]:
+    """Those that do not end within some seconds after the run."""
+    return psutil.wait_procs(list(processes), timeout=10)[1]
+
+
 def frames_of(run_dir: Path) -> int:
     try:
         return int(read_metrics(run_dir / "metrics.csv")["frames"][-1])
@@ -115,7 +120,7 @@ def soak(args: Args) -> dict[str, Any]:
     shared_before = set(os.listdir("/dev/shm"))
     begun = calm_since = time.monotonic()
     samples: list[Sample] = []
-    seen: set[int] = set()
+    seen: set[psutil.Process] = set()
     process = start(args, resume=False)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,7 +128,7 @@ def soak(args: Args) -> dict[str, Any]:
             break
         parent, frames, now = psutil.Process(process.pid), frames_of(args.run_dir), time.monotonic()
         processes = tree(parent)
-        seen |= {p.pid for p in processes}
+        seen |= set(processes)
         samples.append(Sample(now - begun, frames, megabytes(processes), now - calm_since > args.warmup_seconds))
         if not pending or frames < pending[0][0]:
             continue
@@ -138,9 +143,8 @@ def soak(args: Args) -> dict[str, Any]:
             code = process.wait(timeout=120)
             if code != 130:
                 raise RuntimeError(f"the run ended with exit code {code} after SIGTERM")
-            left = [pid for pid in seen if psutil.pid_exists(pid)]
-            if left:
-                raise RuntimeError(f"processes {left} are left after SIGTERM")
+            if left := survivors(seen):
+                raise RuntimeError(f"processes are left after SIGTERM: {left}")
             process = start(args, resume=True)
         calm_since = time.monotonic()
 
@@ -167,7 +171,7 @@ def soak(args: Args) -> dict[str, Any]:
         "megabytes_last": last,
         "megabytes_highest": max(warm),
         "growth": last / first - 1,
-        "processes_left": sum(psutil.pid_exists(pid) for pid in seen),
+        "processes_left": len(survivors(seen)),
         "shared_memory_left": len(set(os.listdir("/dev/shm")) - shared_before),
         **training,
     }
