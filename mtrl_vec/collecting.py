@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.collectors import Collector
@@ -45,14 +47,19 @@ class Collection:
         self._config, self._num_workers, self._acting, self._timer = config, num_workers, acting, timer
         self._env: SimulatorPool | None = None
         self._rollouts: Iterator[TensorDictBase] = iter(())
+        self._shares: NDArray[np.float64] | None = None
 
     @property
     def workers(self) -> list[int]:
         """The process ids of the simulators."""
         return [] if self._env is None or self._env.is_closed else [process.pid for process in self._env._workers]
 
-    def start(self, slots: Mapping[str, Tensor] | None = None) -> None:
+    def start(self, shares: NDArray[np.float64] | None = None, slots: Mapping[str, Tensor] | None = None) -> None:
         """Start the simulators, in place of those that run: from the beginning, or from a `snapshot`.
+
+        Args:
+            shares: see `share`.
+            slots: the snapshot.
 
         Raises:
             WorkerDied: one of them ended on its own.
@@ -69,6 +76,8 @@ class Collection:
             random_phase=cfg.random_phase,
         )
         env.timer = self._timer
+        self._shares = None
+        self.share(shares)
         if slots is not None:
             env.restore({name: tensor.numpy() for name, tensor in slots.items()})
         self._rollouts = iter(
@@ -82,6 +91,15 @@ class Collection:
                 auto_register_policy_transforms=False,
             )
         )
+
+    def share(self, shares: NDArray[np.float64] | None) -> None:
+        """Draw the tasks of new episodes from shares [K]; None: environments keep theirs. Raises `WorkerDied`."""
+        now = self._shares
+        if shares is now or (shares is not None and now is not None and np.array_equal(shares, now)):
+            return
+        assert self._env is not None
+        self._env.set_shares(shares)
+        self._shares = shares
 
     def collect(self) -> TensorDictBase:
         """The next rollout, [B, T]. Raises `WorkerDied`."""

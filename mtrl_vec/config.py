@@ -17,7 +17,15 @@ MAX_SEED = 2**32 - 1
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "off", "on"]
 Precision = Literal["auto", "fp32", "bf16"]
-CHOICES = {"device": get_args(Device), "compile": get_args(Compile), "precision": get_args(Precision)}
+ScheduleName = Literal["uniform", "random", "curriculum", "difficulty", "progress", "meta"]
+DifficultyBy = Literal["success", "loss"]
+CHOICES = {
+    "device": get_args(Device),
+    "compile": get_args(Compile),
+    "precision": get_args(Precision),
+    "schedule": get_args(ScheduleName),
+    "difficulty_by": get_args(DifficultyBy),
+}
 
 
 HOW_NOT_WHAT = {
@@ -109,6 +117,27 @@ class TrainConfig:
     """Episodes per task of such an evaluation, rounded up to what the workers share evenly: fresh goals, mean action,
     the time limit of training."""
 
+    schedule: ScheduleName = "uniform"
+    """Which tasks to practise, and how to weigh them in the loss: see `mtrl_vec.schedule`. uniform: every environment
+    keeps its task. random: drawn for each episode. curriculum: one task after the other. difficulty: weights by what
+    fails. progress: shares by learning progress. meta: shares chosen by a network that is paid in learning progress."""
+    share_floor: float = 0.1
+    """Of the share (curriculum, once it is done; progress, meta) or weight (difficulty) of each task."""
+    temperature: float = 1.0
+    """Flattens the shares or weights of difficulty and progress; 1: in proportion."""
+    curriculum: tuple[str, ...] | None = None
+    """The tasks in the order to learn them. By default the order of --tasks."""
+    curriculum_success: float = 0.9
+    """Success rate at which a task of the curriculum is done."""
+    curriculum_frames: int | None = None
+    """Environment steps after which it is done in any case."""
+    difficulty_by: DifficultyBy = "success"
+    """What is difficult: success, what fails; loss, where the critic's loss falls slowly."""
+    meta_lr: float = 0.01
+    """Learning rate of the meta-controller."""
+    task_weights: tuple[float, ...] | None = None
+    """Fixed weights of the tasks in the loss, times those of the schedule, in the order of --tasks. Any scale."""
+
     success_bonus: float = 5.0
     """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
     it: a hand 6 cm from the goal gets 9.8 and no success, and one inside of 5 cm gets 10."""
@@ -140,7 +169,15 @@ class TrainConfig:
         positive = (
             "total_frames num_envs max_episode_steps head init_std final_std num_steps num_epochs num_minibatches lr"
         )
-        for name in (*positive.split(), "eval_episodes", "clip_epsilon", "max_grad_norm", "max_skipped_updates"):
+        for name in (
+            *positive.split(),
+            "temperature",
+            "meta_lr",
+            "eval_episodes",
+            "clip_epsilon",
+            "max_grad_norm",
+            "max_skipped_updates",
+        ):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
         not_negative = "eval_interval success_bonus entropy_coeff critic_coeff checkpoint_seconds max_restarts"
         for field in dataclasses.fields(self):
@@ -151,12 +188,13 @@ class TrainConfig:
         for name in ("seed", "goals_seed"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= MAX_SEED, name, value, f"must be between 0 and {MAX_SEED}")
-        for name in ("gamma", "gae_lambda", "final_kl_fraction"):
+        for name in ("gamma", "gae_lambda", "final_kl_fraction", "share_floor", "curriculum_success"):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must be between 0 and 1")
         for name in not_negative.split():
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
         _require(len(self.torso) == 2 and min(self.torso) > 0, "torso", self.torso, "must be two positive widths")
         _require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "must be positive or None")
+        self._check_schedule()
         workers = self.num_workers
         _require(workers is None or workers > 0, "num_workers", workers, "must be positive")
         share = (workers or 1) * len(self.tasks)
@@ -172,6 +210,22 @@ class TrainConfig:
             self.num_minibatches,
             f"must divide the {self.frames_per_batch} frames of a rollout (num_envs * num_steps)",
         )
+
+    def _check_schedule(self) -> None:
+        k, floor, frames, weights = len(self.tasks), self.share_floor, self.curriculum_frames, self.task_weights
+        _require(floor * k <= 1, "share_floor", floor, f"must be at most 1/{k}, as there are {k} tasks")
+        _require(frames is None or frames > 0, "curriculum_frames", frames, "must be positive or None")
+        if self.curriculum is not None:
+            order = tuple(task.name for task in resolve_tasks(self.curriculum))
+            object.__setattr__(self, "curriculum", order)
+            names = ", ".join(self.tasks)
+            _require(
+                sorted(order) == sorted(self.tasks), "curriculum", ", ".join(order), f"must be an order of {names}"
+            )
+        if weights is not None:
+            _require(len(weights) == k, "task_weights", weights, f"must be {k} numbers, one for each task")
+            ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
+            _require(ok, "task_weights", weights, "must not be negative, and not all zero")
 
     def compiles(self, device_type: str) -> bool:
         """Whether to compile on ``cpu`` or ``cuda``."""

@@ -26,7 +26,8 @@ ALL_TASKS = tuple(task.name for task in TASKS)
 class MetaWorldEnv(EnvBase):
     """A batch of ``E`` Meta-World simulations, stepped and partially reset as one. See `make_env` for many of them.
 
-    Environment ``i`` holds task ``(first_slot + i) % K``. A TensorDict of batch size ``[E]`` carries
+    Environment ``i`` holds task ``(first_slot + i) % K``, unless `set_shares` says otherwise. A TensorDict of batch
+    size ``[E]`` carries
 
     ================  ===========  ==================================================================
     ``observation``   [E, 39] f32  Meta-World's, goal included
@@ -124,6 +125,10 @@ class MetaWorldEnv(EnvBase):
             truncated=truncated,
             done=truncated.clone(),
         )
+
+    def set_shares(self, shares: NDArray[np.float64] | None) -> None:
+        """See `mtrl_vec.sim.SawyerSim.set_shares`."""
+        self.sim.set_shares(shares)
 
     def snapshot(self) -> dict[str, NDArray]:
         """See `mtrl_vec.sim.SawyerSim.snapshot`."""

@@ -10,7 +10,7 @@ Shapes: ``B`` environments, ``T`` steps, ``N = B * T`` frames, ``K`` tasks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ ROLLOUT_KEYS = (
 """What is learned from of what the collector brings."""
 
 STEP_METRICS = ("loss_policy", "loss_critic", "approx_kl", "clip_fraction", "grad_norm")
-"""What every optimiser step tells; and after them whether it was skipped, and how many have been in a row."""
+"""What every optimiser step tells of all tasks."""
 
 LR_BOUNDS = (1e-5, 3e-3)
 MAX_LR_CHANGE = 1.5  # factor per iteration
@@ -116,6 +116,7 @@ class PPO:
             critic_coeff=config.critic_coeff,
             loss_critic_type="l2",
             functional=False,
+            reduction="none",  # frames are weighted by their tasks
         )
         # TorchRL's exploration type is one for the whole process, where simulators may be acting in another thread.
         self.loss.deterministic_sampling_mode = ExplorationType.RANDOM
@@ -129,6 +130,8 @@ class PPO:
         # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
         self.frames: TensorDictBase | None = None
         self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
+        # Of a frame in the loss, by its task, [K]: 1 on average over the tasks.
+        self.task_weights = torch.ones(len(config.tasks), device=self.device)
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         # Fused optimisers leave everything as it is where this is 1, without anybody having to wait for it.
         self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
@@ -212,6 +215,11 @@ class PPO:
             added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])
         return added
 
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Weigh the tasks in the loss from now on, [K] in proportion; one of zero is not learned from at all."""
+        mean = sum(weights) / len(weights)
+        self.task_weights.copy_(torch.tensor([weight / mean for weight in weights]))
+
     def update(self, data: TensorDictBase) -> dict[str, Tensor]:
         """All epochs over a rollout [B, T] with advantages. Nothing in it waits for the device.
 
@@ -227,9 +235,10 @@ class PPO:
             for rows in order.view(cfg.num_minibatches, -1):
                 self.rows.copy_(rows)
                 steps.append(self.step().clone())
-        table, skipped, in_a_row = torch.stack(steps).split([len(STEP_METRICS), 1, 1], dim=1)
+        skipped, in_a_row, table = torch.stack(steps).tensor_split([1, 2], dim=1)
         table = table.masked_fill(skipped > 0, torch.nan)
-        metrics = dict(zip(STEP_METRICS, table.nanmean(0).unbind(), strict=True))
+        names = [*STEP_METRICS, *(f"{task}/loss_critic" for task in cfg.tasks)]
+        metrics = dict(zip(names, table.nanmean(0).unbind(), strict=True))
         metrics["approx_kl"] = table[-cfg.num_minibatches :, STEP_METRICS.index("approx_kl")].nanmean()
         metrics["lr"] = self.lr.clone()
         return metrics | {"skipped_updates": skipped.sum(), "skipped_in_a_row": in_a_row[-1, 0]}
@@ -258,7 +267,11 @@ class PPO:
                 self.frames[key].copy_(value)
 
     def _step(self) -> Tensor:
-        """One optimiser step on `rows` of `frames`, skipped where loss or gradients are not finite."""
+        """One optimiser step on `rows` of `frames`, skipped where loss or gradients are not finite.
+
+        Returns:
+            Whether it was skipped, how many were in a row, `STEP_METRICS`, and the critic's loss per task: [2 + 5 + K].
+        """
         assert self.frames is not None
         batch = self.frames[self.rows]
         total, metrics = self.minibatch_loss(batch)
@@ -269,7 +282,8 @@ class PPO:
         self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.skipped_in_a_row.add_(1).mul_(skipped)
-        return torch.stack([*(metrics[name] for name in STEP_METRICS), skipped, self.skipped_in_a_row])
+        counts, means = torch.stack([skipped, self.skipped_in_a_row]), torch.stack([metrics[m] for m in STEP_METRICS])
+        return torch.cat([counts, means, metrics["task_loss_critic"]])
 
     def _last_minibatch(self) -> dict[str, Any]:
         assert self.frames is not None
@@ -305,18 +319,20 @@ class PPO:
         # In here: a compiled backward pass would take over what is in force around the call, and round the heads' too.
         with autocast(self.device, self.config.precision):
             out = self.loss(self.policy.torso(batch.clone(recurse=False)))
-        total = out["loss_objective"] + out["loss_critic"]
+        weight = self.task_weights.index_select(0, batch["task_idx"])
+        total = (weight * out["loss_objective"]).mean() + (weight * out["loss_critic"]).mean()
         metrics = {
-            "loss_policy": out["loss_objective"].detach(),
-            "loss_critic": out["loss_critic"].detach(),
+            "loss_policy": out["loss_objective"].detach().mean(),
+            "loss_critic": out["loss_critic"].detach().mean(),
+            "task_loss_critic": out["loss_critic"].detach() @ batch["task_one_hot"] / batch["task_one_hot"].sum(0),
             # E[ratio - 1 - log ratio], a far less noisy estimate than E[-log ratio], and never negative
             "approx_kl": out["mean_ratio"] - 1 + out["kl_approx"],
             "clip_fraction": out["clip_fraction"],
         }
         if self.config.entropy_coeff > 0:
             # Of normal distributions, but for a constant: the sum of the logarithms of the standard deviations.
-            log_std = self.policy.actor_heads[0].module.std().log().sum(-1)
-            total = total - self.config.entropy_coeff * log_std.index_select(0, batch["task_idx"]).mean()
+            log_std = self.policy.actor_heads[0].module.std().log().sum(-1).index_select(0, batch["task_idx"])
+            total = total - self.config.entropy_coeff * (weight * log_std).mean()
         return total, metrics
 
     @torch.no_grad()

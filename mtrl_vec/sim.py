@@ -112,6 +112,7 @@ class SawyerSim:
         self.random_phase = random_phase
         self.rest_after_success = rest_after_success
         self._goals = None if goals_seed is None else [task.benchmark_vectors(goals_seed) for task in tasks]
+        self._share_ends: Array | None = None
         self._first_slot = first_slot
         self.seed(seed)
 
@@ -189,6 +190,10 @@ class SawyerSim:
         mujoco.mj_getState(model, data, settled, self.state_signature)
         return settled
 
+    def set_shares(self, shares: NDArray[np.float64] | None) -> None:
+        """Draw the task of every new episode from shares [K], by its slot's random stream; None: slots keep theirs."""
+        self._share_ends = None if shares is None else np.cumsum(shares)
+
     def reset(
         self,
         mask: NDArray[np.bool_] | None = None,
@@ -200,7 +205,7 @@ class SawyerSim:
 
         Args:
             mask: [n] which slots; all by default.
-            task_idx: [n] the task each of them takes from now on; by default it keeps the one it has.
+            task_idx: [n] the task each of them takes from now on; by default see `set_shares`.
             vectors: [n, 6] object and goal positions to use instead of drawing them (Meta-World's ``rand_vec``).
 
         Returns:
@@ -209,6 +214,10 @@ class SawyerSim:
         slots = np.arange(self.num_slots) if mask is None else np.flatnonzero(mask)
         if task_idx is not None:
             self.task_idx[slots] = task_idx[slots]
+        elif self._share_ends is not None:
+            draws = np.array([self._rngs[slot].random() for slot in slots.tolist()])
+            # Relative to the last, which may be a little less than 1.
+            self.task_idx[slots] = np.searchsorted(self._share_ends, draws * self._share_ends[-1], side="right")
         for slot in slots.tolist():
             self._start_episode(slot, None if vectors is None else vectors[slot])
         if len(slots):

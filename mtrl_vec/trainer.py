@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 
 from mtrl_vec.acting import ActingPolicy
@@ -41,6 +43,7 @@ from mtrl_vec.metrics import SECTIONS, EpisodeStatistics, resident_megabytes
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
 from mtrl_vec.runs import RunLog, continue_run_dir, prepare_run_dir, require_wandb, resumed_config
+from mtrl_vec.schedule import TaskStatistics, make_schedule
 from mtrl_vec.timing import Timer
 from mtrl_vec.workers import default_num_workers
 
@@ -87,6 +90,7 @@ class Trainer:
         self.ppo = PPO(config, self.policy, self.timer, self.acting.previous)
         self.collection = Collection(config, self.num_workers, self.acting, self.timer)
         self.episodes = EpisodeStatistics(config.tasks, config.num_envs, whole=not config.random_phase)
+        self.schedule = make_schedule(config)
         self.iteration = 0
         self.best_success = -1.0
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
@@ -192,10 +196,11 @@ class Trainer:
 
     def _start_simulators(self) -> None:
         if self._last_whole is None:
-            self.collection.start()
+            self.collection.start(self.schedule.shares)
             self._last_whole = self._state()
         else:
-            self.collection.start(self._last_whole["simulators"])
+            self.schedule.restore(self._last_whole["schedule"])
+            self.collection.start(self.schedule.shares, self._last_whole["simulators"])
             self._restore()  # last, as starting may draw random numbers
 
     def _save(self, log: RunLog) -> None:
@@ -253,6 +258,8 @@ class Trainer:
         cfg, timer = self.config, self.timer
 
         def iterate_and_look() -> tuple[TensorDictBase, dict[str, float], dict[str, torch.Tensor]]:
+            self.collection.share(self.schedule.shares)
+            self.ppo.weigh(self._task_weights().tolist())
             rollout, values = iterate()
             with timer("checkpoint"):
                 return rollout, values, self.collection.snapshot()
@@ -277,21 +284,40 @@ class Trainer:
                         log.event(f"cannot write {BEST_NAME} in {self.run_dir} ({error.strerror}): the run goes on")
 
             self._elapsed = elapsed_before + time.perf_counter() - start
+            summary = self.episodes.summary()
             row = {
                 **self._progress_row(sps, seconds),
-                **self.episodes.summary(),
+                **summary,
                 **evaluation,
                 **{f"train/{name}": value for name, value in values.items()},
                 **{f"train/{name}": count for name, count in self._counts.items()},
                 "train/unstable_episodes": self.episodes.unstable_episodes,
             }
             log.write(row)
+            self._look_ahead(summary, values)
             with timer("checkpoint"):
                 self._last_whole = self._state(slots)
             display.update(row)
             if time.perf_counter() - saved >= cfg.checkpoint_seconds:
                 self._save(log)
                 saved = time.perf_counter()
+
+    def _task_weights(self) -> NDArray[np.float64]:
+        """The schedule's and the fixed ones together, [K], 1 in sum."""
+        weights = self.schedule.weights * np.array(self.config.task_weights or 1.0)
+        return weights / weights.sum()
+
+    def _look_ahead(self, summary: Mapping[str, float], values: Mapping[str, float]) -> None:
+        """Let the schedule see the iteration, and decide on the next one."""
+        tasks = self.config.tasks
+        self.schedule.update(
+            TaskStatistics(
+                success=np.array([summary[f"train/{task}/success_rate"] for task in tasks]),
+                episode_return=np.array([summary[f"train/{task}/return"] for task in tasks]),
+                loss=np.array([values[f"{task}/loss_critic"] for task in tasks]),
+                frames=self.iteration * self.config.frames_per_batch,
+            )
+        )
 
     def _progress_row(self, sps: float, seconds: Mapping[str, float]) -> dict[str, float]:
         cfg, timer = self.config, self.timer
@@ -312,7 +338,7 @@ class Trainer:
             "memory/device": on_gpu,
             "train/action_std": float(stds.mean()),
             **{f"train/{task}/action_std": float(std) for task, std in zip(cfg.tasks, stds.mean(1), strict=True)},
-            **{f"train/{task}/weight": 1 / len(cfg.tasks) for task in cfg.tasks},
+            **{f"train/{task}/weight": float(w) for task, w in zip(cfg.tasks, self._task_weights(), strict=True)},
         }
 
     def _progress(self) -> dict[str, Any]:
@@ -332,6 +358,7 @@ class Trainer:
             **self._progress(),
             **copy.deepcopy(learned),
             "episodes": self.episodes.state(),
+            "schedule": self.schedule.state(),
             "simulators": slots,
             "ahead": ahead,
             "best_success": self.best_success,
@@ -349,6 +376,7 @@ class Trainer:
         self.ppo.restore(state["ppo"])
         self.acting.restore(state["acting"])
         self.episodes.restore(state["episodes"])
+        self.schedule.restore(state["schedule"])
         shape = (self.config.num_envs, self.config.num_steps)
         self._ahead = None if state["ahead"] is None else TensorDict(state["ahead"], shape).unflatten_keys(".")
         set_random_states(state["random"], self.device)

@@ -109,6 +109,12 @@ class SimulatorPool(ParallelEnv):
         self._shortest_wait = 0.0  # a reset is no step, and steps may take longer from here on
         return result
 
+    def set_shares(self, shares: NDArray[np.float64] | None) -> None:
+        """Draw the tasks of new episodes from shares [K], None: environments keep theirs. Raises `WorkerDied`."""
+        if self.is_closed:
+            self.start()
+        self._ask("set_shares", [(shares,)] * self.num_workers)
+
     def snapshot(self) -> dict[str, NDArray]:
         """Of all environments, ``W * E`` rows each: see `mtrl_vec.envs.MetaWorldEnv.snapshot`. Raises `WorkerDied`."""
         parts = self._ask("snapshot", [()] * self.num_workers)

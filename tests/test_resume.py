@@ -65,7 +65,8 @@ def assert_same(one: object, other: object, where: str = "") -> None:
         for key in one:
             assert_same(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, torch.Tensor):
-        assert isinstance(other, torch.Tensor) and torch.equal(one, other), where
+        assert isinstance(other, torch.Tensor), where
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=where)
     else:
         assert one == other or (one != one and other != other), where
 
