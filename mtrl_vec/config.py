@@ -18,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["auto", "off", "on"]
 Precision = Literal["auto", "fp32", "bf16"]
 ScheduleName = Literal["uniform", "random", "curriculum", "difficulty", "progress", "meta"]
+Balance = Literal["none", "pcgrad", "cagrad"]
 DifficultyBy = Literal["success", "loss"]
 CHOICES = {
     "device": get_args(Device),
@@ -25,6 +26,7 @@ CHOICES = {
     "precision": get_args(Precision),
     "schedule": get_args(ScheduleName),
     "difficulty_by": get_args(DifficultyBy),
+    "balance": get_args(Balance),
 }
 
 
@@ -135,6 +137,8 @@ class TrainConfig:
     """What is difficult: success, what fails; loss, where the critic's loss falls slowly."""
     meta_lr: float = 0.01
     """Learning rate of the meta-controller."""
+    balance: Balance = "none"
+    """How the tasks' gradients over the shared torso are combined: see `mtrl_vec.balance`. none: added up."""
     task_weights: tuple[float, ...] | None = None
     """Fixed weights of the tasks in the loss, times those of the schedule, in the order of --tasks. Any scale."""
 

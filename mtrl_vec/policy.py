@@ -145,6 +145,7 @@ class Torso(nn.Module):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         first, second = config.torso
+        self.num_tasks = len(config.tasks)
         self.features = InputFeatures(config.relative_inputs, config.normalize_observation)
         self.layers = nn.Sequential(
             nn.Linear(self.features.size + len(config.tasks), first),
@@ -157,6 +158,31 @@ class Torso(nn.Module):
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         """[..., D], [..., K] -> [..., H]."""
         return self.layers(self.features(observation, task_one_hot))
+
+    def copies(self) -> list[Tensor]:
+        """The parameters once per task, [K, ...] each in the order of `parameters`, for gradients of their own."""
+        return [p.detach().repeat(self.num_tasks, *[1] * p.dim()).requires_grad_() for p in self.parameters()]
+
+    def forward_by_task(
+        self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor, copies: list[Tensor]
+    ) -> Tensor:
+        """`forward` through the `copies` of each row's own task: no product is larger, and gradients come by task.
+
+        Shapes: [B, D], [B, K], [B] -> [B, H].
+        """
+        weight1, bias1, gain, offset, weight2, bias2 = copies
+        x = self.features(observation, task_one_hot)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            order = torch.argsort(task_idx)
+            rows: Tensor | list[int] = torch.bincount(task_idx, minlength=self.num_tasks).tolist()
+            linear, x, task_idx = split_linear, x.index_select(0, order), task_idx.index_select(0, order)
+        else:
+            linear, rows = gathered_linear, task_idx  # type: ignore[assignment]
+        x = linear(x, weight1.transpose(1, 2), bias1, rows)  # type: ignore[arg-type]
+        x = nn.functional.layer_norm(x, x.shape[-1:])
+        x = nn.functional.silu(x * gain.index_select(0, task_idx) + offset.index_select(0, task_idx))
+        x = nn.functional.silu(linear(x, weight2.transpose(1, 2), bias2, rows))  # type: ignore[arg-type]
+        return x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
 
 
 class ActorHeads(nn.Module):

@@ -21,6 +21,7 @@ from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from mtrl_vec.balance import METHODS, combine
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import DeviceCopy, GraphedCall, autocast, on_stream
 from mtrl_vec.errors import Diverged
@@ -120,6 +121,7 @@ class PPO:
         )
         # TorchRL's exploration type is one for the whole process, where simulators may be acting in another thread.
         self.loss.deterministic_sampling_mode = ExplorationType.RANDOM
+        self.combination = METHODS.get(config.balance)
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.lr = torch.tensor(config.lr, device=self.device)
         self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True, capturable=on_gpu)
@@ -132,6 +134,7 @@ class PPO:
         self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
         # Of a frame in the loss, by its task, [K]: 1 on average over the tasks.
         self.task_weights = torch.ones(len(config.tasks), device=self.device)
+        self.random = torch.zeros(len(config.tasks), len(config.tasks), device=self.device)  # for `combine`
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         # Fused optimisers leave everything as it is where this is 1, without anybody having to wait for it.
         self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
@@ -234,6 +237,8 @@ class PPO:
             order = torch.randperm(cfg.frames_per_batch, device=self.device, generator=self.generator)
             for rows in order.view(cfg.num_minibatches, -1):
                 self.rows.copy_(rows)
+                if cfg.balance == "pcgrad":
+                    self.random.copy_(torch.rand(self.random.shape, device=self.device, generator=self.generator))
                 steps.append(self.step().clone())
         skipped, in_a_row, table = torch.stack(steps).tensor_split([1, 2], dim=1)
         table = table.masked_fill(skipped > 0, torch.nan)
@@ -274,9 +279,16 @@ class PPO:
         """
         assert self.frames is not None
         batch = self.frames[self.rows]
-        total, metrics = self.minibatch_loss(batch)
+        torso = self.policy.torso.module
+        copies = torso.copies() if self.combination else None
+        total, metrics = self.minibatch_loss(batch, copies)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if copies is not None and self.combination:
+            by_task = [c.grad for c in copies if c.grad is not None]
+            combined = combine(by_task, self.combination, self.random)
+            for parameter, gradient in zip(torso.parameters(), combined, strict=True):
+                parameter.grad = gradient
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
         skipped = 1.0 - torch.isfinite(total.detach() + metrics["grad_norm"]).float()
         self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
@@ -315,10 +327,18 @@ class PPO:
         if state["minibatch_order"].numel() == self.generator.get_state().numel():  # else it comes from another device
             self.generator.set_state(state["minibatch_order"])
 
-    def _minibatch_loss(self, batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def _minibatch_loss(
+        self, batch: TensorDictBase, copies: list[Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         # In here: a compiled backward pass would take over what is in force around the call, and round the heads' too.
         with autocast(self.device, self.config.precision):
-            out = self.loss(self.policy.torso(batch.clone(recurse=False)))
+            if copies is None:
+                inputs = self.policy.torso(batch.clone(recurse=False))
+            else:
+                rows = batch["observation"], batch["task_one_hot"], batch["task_idx"]
+                hidden = self.policy.torso.module.forward_by_task(*rows, copies)
+                inputs = batch.clone(recurse=False).set("hidden", hidden)
+            out = self.loss(inputs)
         weight = self.task_weights.index_select(0, batch["task_idx"])
         total = (weight * out["loss_objective"]).mean() + (weight * out["loss_critic"]).mean()
         metrics = {

@@ -1,0 +1,143 @@
+"""Gradients by task against one backward pass per task, and their combinations against the papers' own loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from scipy.optimize import minimize
+from test_ppo import make_rollout
+
+from mtrl_vec.balance import CAGRAD_RADIUS, cagrad, combine, pcgrad
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ppo import LEARNING_KEYS, PPO
+
+
+def random_gradients(seed: int) -> np.ndarray:
+    """[K, 20] of two to five tasks and of very different lengths; half of them with something in common."""
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 6))
+    gradients = rng.normal(size=(k, 20)) * rng.lognormal(0, 1, size=(k, 1))
+    return gradients + rng.normal(size=20) * (seed % 2)
+
+
+def loop_pcgrad(gradients: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Algorithm 1 of the paper, over pairs of tasks."""
+    total = np.zeros_like(gradients[0])
+    for i, order in enumerate(orders):
+        projected = gradients[i].copy()
+        for j in order:
+            product = projected @ gradients[j]
+            if j != i and product < 0:
+                projected -= product / (gradients[j] @ gradients[j]) * gradients[j]
+        total += projected
+    return total
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pcgrad_equals_a_loop_over_pairs(seed) -> None:
+    gradients = random_gradients(seed)
+    gram = torch.tensor(gradients @ gradients.T)
+    random = torch.rand(gram.shape, generator=torch.Generator().manual_seed(seed))
+    expected = loop_pcgrad(gradients, random.argsort(1).numpy())
+    np.testing.assert_allclose(pcgrad(gram, random).numpy() @ gradients, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_pcgrad_by_hand() -> None:
+    """Two tasks: (1, 0) and (-1, 1). Each is projected onto the normal of the other."""
+    gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    torch.testing.assert_close(pcgrad(gradients @ gradients.T, torch.rand(2, 2)) @ gradients, torch.tensor([0.5, 1.5]))
+    agreeing = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    torch.testing.assert_close(pcgrad(agreeing @ agreeing.T, torch.rand(2, 2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_cagrad_helps_the_worst_task_as_much_as_an_exact_solver(seed) -> None:
+    gradients = random_gradients(seed)
+    k, mean = len(gradients), gradients.mean(0)
+    radius = CAGRAD_RADIUS * np.linalg.norm(mean)
+    exact = minimize(
+        lambda w: (w @ gradients) @ mean + radius * np.linalg.norm(w @ gradients),
+        np.ones(k) / k,
+        bounds=[(0, 1)] * k,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    mixed = exact.x @ gradients
+    best = (gradients @ (mean + radius * mixed / np.linalg.norm(mixed))).min()
+    direction = cagrad(torch.tensor(gradients @ gradients.T)).numpy() @ gradients / k
+    assert np.linalg.norm(direction - mean) == pytest.approx(radius, rel=1e-6)
+    scale = radius * np.linalg.norm(gradients, axis=1).mean()
+    assert (gradients @ direction).min() > best - 0.005 * scale
+    assert (gradients @ direction).min() > (gradients @ mean).min() - 1e-9
+
+
+def setup(tasks: tuple[str, ...] = ("reach", "push", "pick-place"), **changes: object):
+    torch.manual_seed(0)
+    config = tiny_config(tasks=tasks, **changes)
+    ppo = PPO(config, SharedPolicy(config))
+    for parameter in ppo.policy.parameters():  # the heads' last layer starts too small to tell anything
+        torch.nn.init.normal_(parameter, std=0.3)
+    td = make_rollout(ppo.policy, 12, 16)
+    ppo.add_advantages(td)
+    return ppo, td.select(*LEARNING_KEYS).reshape(-1)[:100]  # tasks have different numbers of rows
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_gradients_by_task_equal_one_backward_pass_for_each(compiling, monkeypatch) -> None:
+    ppo, batch = setup()
+    torso, k = ppo.policy.torso.module, 3
+    if compiling:  # the route without waiting for sizes
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    copies = torso.copies()
+    total, _ = ppo.minibatch_loss(batch, copies)
+    by_task = torch.autograd.grad(total, copies)
+    plain, _ = ppo.minibatch_loss(batch)
+    torch.testing.assert_close(total, plain, rtol=1e-5, atol=1e-6)
+    for task in range(k):
+        ppo.weigh([float(i == task) for i in range(k)])
+        alone, _ = ppo.minibatch_loss(batch)
+        expected = torch.autograd.grad(alone / k, list(torso.parameters()))
+        for got, want in zip(by_task, expected, strict=True):
+            torch.testing.assert_close(got[task], want, rtol=1e-3, atol=1e-5)
+
+
+def test_a_combination_that_adds_up_is_the_gradient_without_balance() -> None:
+    (plain, batch), (balanced, _) = setup(), setup(balance="pcgrad")
+    balanced.combination = lambda gram, random: torch.ones(len(gram))
+    for learner in (plain, balanced):
+        learner.frames, learner.rows = batch, torch.arange(len(batch))
+        learner.step()
+    for (name, a), b in zip(plain.policy.named_parameters(), balanced.policy.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
+def test_a_step_follows_the_combined_gradient_and_only_the_torso_is_balanced(method) -> None:
+    ppo, batch = setup(balance=method, max_grad_norm=1e9)
+    ppo.frames, ppo.rows = batch, torch.arange(len(batch))
+    torso = ppo.policy.torso.module
+    copies = torso.copies()
+    total, _ = ppo.minibatch_loss(batch, copies)
+    gradients = torch.autograd.grad(total, [*copies, *ppo.policy.critic_heads.parameters()])
+    ppo.random.copy_(torch.rand(3, 3))
+    expected = combine(list(gradients[: len(copies)]), {"pcgrad": pcgrad, "cagrad": cagrad}[method], ppo.random)
+    ppo.step()
+    for parameter, want in zip(torso.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-6)
+    for parameter, want in zip(ppo.policy.critic_heads.parameters(), gradients[len(copies) :], strict=True):
+        torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
+def test_one_task_has_nothing_to_balance(method) -> None:
+    balanced, plain = setup(("push",), balance=method)[0], setup(("push",))
+    batch = plain[1]
+    for learner in (balanced, plain[0]):
+        learner.frames, learner.rows = batch, torch.arange(len(batch))
+        learner.step()
+    if method == "pcgrad":
+        for a, b in zip(balanced.policy.parameters(), plain[0].policy.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert all(torch.isfinite(parameter).all() for parameter in balanced.policy.parameters())
