@@ -163,6 +163,8 @@ class TrainConfig:
     """Normalise observations by their running mean and variance."""
     normalize_reward: bool = True
     """Scale each task's reward by the running standard deviation of its discounted return."""
+    popart: bool = False
+    """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
     per_task_advantage: bool = True
     """Normalise advantages within each task, instead of over the whole rollout."""
 

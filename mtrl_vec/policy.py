@@ -213,15 +213,62 @@ class ActorHeads(nn.Module):
 
 
 class CriticHeads(nn.Module):
-    """Expected discounted return of the scaled reward."""
+    """Expected discounted return of the scaled reward.
+
+    With ``popart`` (Preserving Outputs Precisely, while Adaptively Rescaling Targets; van Hasselt et al. 2016, per task
+    as in Hessel et al. 2018) the heads have to tell normalised values, and their outputs are scaled back.
+    """
+
+    value_mean: Tensor
+    value_std: Tensor
+    updates: Tensor
+
+    STD_FLOOR = 1e-2
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.heads = TaskHeads(len(config.tasks), config.torso[1], config.head, 1, 1.0)
+        k = len(config.tasks)
+        self.popart = config.popart
+        self.heads = TaskHeads(k, config.torso[1], config.head, 1, 1.0)
+        if self.popart:
+            self.register_buffer("value_mean", torch.zeros(k))
+            self.register_buffer("value_std", torch.ones(k))
+            self.register_buffer("updates", torch.zeros(k))
 
     def forward(self, hidden: Tensor, task_idx: Tensor) -> Tensor:
         """[..., H], [...] -> [..., 1], float32 also under autocast."""
-        return self.heads(hidden.flatten(0, -2), task_idx.flatten()).view(*task_idx.shape, 1)
+        rows = task_idx.flatten()
+        value = self.heads(hidden.flatten(0, -2), rows)
+        if self.popart:
+            value = (
+                value * self.value_std.index_select(0, rows)[:, None] + self.value_mean.index_select(0, rows)[:, None]
+            )
+        return value.view(*task_idx.shape, 1)
+
+    @torch.no_grad()
+    def adapt(self, target: Tensor, task_one_hot: Tensor, rate: float) -> None:
+        """Take in the targets of a rollout, [N, 1] and [N, K], and change the last layer so that no output changes.
+
+        Args:
+            target: what values should be.
+            task_one_hot: of which task; one without frames stays as it is.
+            rate: of the exponential averages. The first rollout of a task counts as a whole.
+        """
+        count = task_one_hot.sum(0)
+        mean = (task_one_hot * target).sum(0) / count.clamp(min=1)
+        square = (task_one_hot * target**2).sum(0) / count.clamp(min=1)
+        fine = (count > 0) & (mean + square).isfinite()
+        rate_now = torch.where(self.updates > 0, rate, 1.0)
+        new_mean = torch.lerp(self.value_mean, mean, rate_now)
+        new_square = torch.lerp(self.value_std**2 + self.value_mean**2, square, rate_now)
+        new_std = (new_square - new_mean**2).clamp(min=self.STD_FLOOR**2).sqrt()
+        new_mean, new_std = torch.where(fine, new_mean, self.value_mean), torch.where(fine, new_std, self.value_std)
+        self.heads.weight2.mul_((self.value_std / new_std)[:, None, None])
+        self.heads.bias2.mul_(self.value_std[:, None]).add_((self.value_mean - new_mean)[:, None])
+        self.heads.bias2.div_(new_std[:, None])
+        self.value_mean.copy_(new_mean)
+        self.value_std.copy_(new_std)
+        self.updates.add_(fine)
 
 
 class SharedPolicy(nn.Module):

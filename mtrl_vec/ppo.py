@@ -50,6 +50,7 @@ STEP_METRICS = ("loss_policy", "loss_critic", "approx_kl", "clip_fraction", "gra
 """What every optimiser step tells of all tasks."""
 
 LR_BOUNDS = (1e-5, 3e-3)
+POPART_RATE = 0.1  # per iteration
 MAX_LR_CHANGE = 1.5  # factor per iteration
 STD_LIMIT_START = 0.4  # progress at which the limit begins to fall: until then the noise is for exploring
 
@@ -186,6 +187,9 @@ class PPO:
         added = self.advantages(data)
         explained = added.pop("explained_variance")
         data.update(added)
+        if self.config.popart:
+            targets = added["value_target"].flatten(0, 1), data["task_one_hot"].flatten(0, 1)
+            self.policy.critic_heads.module.adapt(*targets, POPART_RATE)
         return {"explained_variance": explained}
 
     def _advantages(self, data: TensorDictBase) -> dict[str, Tensor]:
@@ -340,6 +344,9 @@ class PPO:
                 inputs = batch.clone(recurse=False).set("hidden", hidden)
             out = self.loss(inputs)
         weight = self.task_weights.index_select(0, batch["task_idx"])
+        if self.config.popart:  # the error in normalised values
+            std = self.policy.critic_heads.module.value_std.index_select(0, batch["task_idx"])
+            out["loss_critic"] = out["loss_critic"] / std**2
         total = (weight * out["loss_objective"]).mean() + (weight * out["loss_critic"]).mean()
         metrics = {
             "loss_policy": out["loss_objective"].detach().mean(),

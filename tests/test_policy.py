@@ -147,3 +147,32 @@ def test_the_limit_of_the_std_holds_for_what_is_learned() -> None:
     torch.testing.assert_close(policy.action_std(), expected)
     td = policy.actor(batch(policy, 30))
     torch.testing.assert_close(td["scale"], expected[td["task_idx"]])
+
+
+def test_popart_follows_the_targets_and_changes_no_output() -> None:
+    torch.manual_seed(0)
+    policy = SharedPolicy(tiny_config(popart=True))
+    critic = policy.critic_heads.module
+    torch.nn.init.normal_(critic.heads.bias2)
+    task_idx = torch.arange(60) % 2  # none of the third
+    inputs = torch.randn(60, 39), one_hot(task_idx, 3).float(), task_idx
+    before = policy.value(*inputs)
+    target = (
+        torch.where(task_idx == 0, 100.0, 3.0)[:, None] + torch.randn(60, 1) * torch.tensor([[20.0], [0.1]])[task_idx]
+    )
+    critic.adapt(target, inputs[1], 0.1)
+    for k in range(2):  # the first rollout counts as a whole
+        torch.testing.assert_close(critic.value_mean[k], target[task_idx == k].mean())
+        torch.testing.assert_close(critic.value_std[k], target[task_idx == k].std(correction=0), rtol=1e-3, atol=1e-4)
+    assert (critic.value_mean[2], critic.value_std[2]) == (0, 1)
+    torch.testing.assert_close(policy.value(*inputs), before, rtol=1e-3, atol=1e-3)
+    mean, std = critic.value_mean.clone(), critic.value_std.clone()
+    critic.adapt(target + 10, inputs[1], 0.1)
+    torch.testing.assert_close(critic.value_mean[:2], mean[:2] + 1)
+    square = 0.9 * (std**2 + mean**2) + 0.1 * (std**2 + (mean + 10) ** 2)
+    torch.testing.assert_close(critic.value_std[:2], (square - (mean + 1) ** 2).sqrt()[:2], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(policy.value(*inputs), before, rtol=1e-3, atol=1e-3)
+    broken = target.clone()
+    broken[0] = torch.nan
+    critic.adapt(broken, inputs[1], 0.1)
+    assert all(torch.isfinite(tensor).all() for tensor in critic.state_dict().values())

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from mtrl_vec.errors import Diverged
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ppo import PPO, annealed, normalize_advantage
+from mtrl_vec.ppo import LEARNING_KEYS, PPO, annealed, normalize_advantage
 
 
 def make_rollout(policy: SharedPolicy, envs: int, steps: int) -> TensorDict:
@@ -281,3 +281,24 @@ def test_skipped_steps_are_counted_over_updates_until_they_are_too_many() -> Non
     assert torch.isfinite(ppo.reward_scale.var).all() and torch.isfinite(ppo.reward_scale.returns).all()
     with pytest.raises(Diverged):
         ppo.learn(td, 0.0)
+
+
+def test_with_popart_a_task_weighs_alike_whatever_the_scale_of_its_values() -> None:
+    """The critic's loss and its gradient over the torso, for targets of 1 and of 100."""
+    results = []
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        config = tiny_config(popart=True)
+        ppo = PPO(config, SharedPolicy(config))
+        td = make_rollout(ppo.policy, 12, 16)
+        ppo.add_advantages(td)  # sets the scale from the rollout
+        critic = ppo.policy.critic_heads.module
+        critic.value_mean.mul_(scale)
+        critic.value_std.mul_(scale)
+        td["value_target"] *= scale
+        td["advantage"].zero_()
+        total, metrics = ppo.minibatch_loss(td.select(*LEARNING_KEYS).reshape(-1))
+        total.backward()
+        results.append((float(metrics["loss_critic"]), ppo.policy.torso.module.layers[0].weight.grad.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4) and 0.1 < results[0][0] < 10
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
