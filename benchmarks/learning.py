@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -143,14 +143,17 @@ def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -
     return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 1)
 
 
-def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
-    """Train and evaluate one cell. Returns its row of ``results.csv``."""
-    run_dir = RUNS / name
+def measure(
+    name: str, flags: Sequence[str], eval_seeds: Sequence[int], folder: Path | None = None, runs: Path | None = None
+) -> Row:
+    """Train and evaluate one cell, with its metrics left in ``folder``. Returns its row of ``results.csv``."""
+    folder, runs = folder or FOLDER, runs or RUNS
+    run_dir = runs / name
     train(run_dir, flags)
-    out = RUNS / f"{name}-eval.json"
+    out = runs / f"{name}-eval.json"
     run("eval", str(run_dir), "--seeds", *map(str, eval_seeds), "--json", str(out))
     (score,) = json.loads(out.read_text())
-    shutil.copy(run_dir / "metrics.csv", FOLDER / f"{name}.csv")
+    shutil.copy(run_dir / "metrics.csv", folder / f"{name}.csv")
 
     metrics = read_metrics(run_dir / "metrics.csv")
     row: Row = {"cell": name, "frames": int(metrics["frames"][-1])}
@@ -171,15 +174,15 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> Row:
     return row | machine() | versions()
 
 
-def write_results(rows: Sequence[Row]) -> None:
+def write_results(rows: Sequence[Row], results: Path) -> None:
     """All rows, in place of those written before."""
-    temporary = RESULTS.with_suffix(".tmp")
+    temporary = results.with_suffix(".tmp")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(RESULTS)
+    temporary.replace(results)
 
 
 def ship(cell: str) -> None:
@@ -237,7 +240,7 @@ def study(args: Args) -> None:
             progress(f"{name} is in {RESULTS} already")
             continue
         rows.append(measure(name, flags, args.eval_seeds))
-        write_results(rows)
+        write_results(rows, RESULTS)
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows))
@@ -247,10 +250,10 @@ def study(args: Args) -> None:
         ship(args.ship)
 
 
-def main() -> int:
-    args = tyro.cli(Args)
+def run_study(study: Callable[[], None]) -> int:
+    """Returns the exit code; what goes wrong is one line."""
     try:
-        study(args)
+        study()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -260,6 +263,11 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    return run_study(lambda: study(args))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""Which schedule of practice to use: every one of them screened on one seed, then the best ones on three.
+
+Cells are as those of ``learning.py``: finished ones are skipped, and interrupted ones go on. Everything lands in
+``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and a picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import learning
+import numpy as np
+import tyro
+from common import progress
+
+from mtrl_vec.errors import InputError
+from mtrl_vec.plotting import plot_runs, read_metrics
+
+FOLDER = Path(__file__).parent / "results" / "schedules"
+RUNS = Path("runs") / "schedules"
+MEAN_SUCCESS = 0.9
+
+SCHEDULES = {
+    "uniform": "",
+    "random": "--schedule random",
+    "curriculum": "--schedule curriculum",
+    "difficulty": "--schedule difficulty",
+    "difficulty-loss": "--schedule difficulty --difficulty-by loss",
+    "progress": "--schedule progress",
+    "meta": "--schedule meta",
+    "pcgrad": "--balance pcgrad",
+    "cagrad": "--balance cagrad",
+    "popart": "--popart",
+    "popart-only": "--popart --no-normalize-reward",
+}
+"""What is screened, with its flags."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Screen all schedules at --screen-frames with one seed; then --finalists with three seeds at --final-frames.
+
+    Example: python benchmarks/schedules.py --finalists uniform progress meta
+    """
+
+    screen_frames: int = 2_000_000
+    """Of a screening run."""
+    final_frames: int = 5_000_000
+    """Of the others."""
+    only: tuple[str, ...] = tuple(SCHEDULES)
+    """What to screen."""
+    finalists: tuple[str, ...] = ()
+    """What to run on the seeds 1, 2 and 3."""
+    eval_seeds: tuple[int, ...] = (100, 200, 300)
+    """Seeds of the official evaluation, 50 goals a task each."""
+    report_only: bool = False
+    """Measure nothing: print the tables and draw the picture of what there is."""
+
+
+def cells(args: Args) -> dict[str, list[str]]:
+    """The training flags of every cell, by its name."""
+    for name in (*args.only, *args.finalists):
+        if name not in SCHEDULES:
+            raise InputError(f"unknown schedule {name!r}: known are {', '.join(SCHEDULES)}")
+    frames = "--total-frames"
+    study = {name: [*SCHEDULES[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
+    for seed in (1, 2, 3):
+        for name in args.finalists:
+            flags = [*SCHEDULES[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
+            study[f"{name}-final-seed{seed}"] = flags
+    return study
+
+
+def first_mean_success(metrics: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
+    """Frames and minutes until the mean success rate of the tasks in training first reached a threshold, or NaN."""
+    rates = [metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES]
+    reached = np.flatnonzero(np.mean(rates, axis=0) >= threshold)
+    if not len(reached):
+        return math.nan, math.nan
+    return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 2)
+
+
+def steps_per_second(metrics: dict[str, np.ndarray]) -> float:
+    """Of the median iteration, learning included."""
+    return round(float(np.median(metrics["time/sps"])), 1)
+
+
+def forgetting(metrics: dict[str, np.ndarray], task: str, practised: str) -> float:
+    """The lowest success rate of a task that was once at 90 %, while another had most of the frames; NaN if never."""
+    success, share = metrics[f"train/{task}/success_rate"], metrics[f"train/{practised}/share"]
+    learned = np.flatnonzero(success >= MEAN_SUCCESS)
+    if not len(learned):
+        return math.nan
+    later = (np.arange(len(success)) > learned[0]) & (share > 0.5)
+    return round(float(success[later].min()), 4) if later.any() else math.nan
+
+
+def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> learning.Row:
+    """Train and evaluate one cell. Returns its row of ``results.csv``."""
+    row = learning.measure(name, flags, eval_seeds, folder=FOLDER, runs=RUNS)
+    metrics = read_metrics(FOLDER / f"{name}.csv")
+    frames, minutes = first_mean_success(metrics, MEAN_SUCCESS)
+    reach, *_, pick_place = learning.TASK_NAMES
+    return {
+        "cell": name,
+        f"frames_to_mean_{MEAN_SUCCESS}": frames,
+        f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
+        "steps_per_second": steps_per_second(metrics),
+        "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
+        **row,
+    }
+
+
+def report(rows: Sequence[dict[str, object]]) -> str:
+    """A table of cells in Markdown."""
+    short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
+    head = ["cell", *short, "mean", "frames", "mean 90 % after", "minutes", "steps/s", "reach while pick-place"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        number = lambda name: float(str(row[name]))  # noqa: B023, E731
+        reached, minutes = number(f"frames_to_mean_{MEAN_SUCCESS}"), number(f"minutes_to_mean_{MEAN_SUCCESS}")
+        lowest = number("reach_lowest_while_pick_place")
+        lines.append(
+            [
+                str(row["cell"]),
+                *(f"{number(f'eval/{task}/success_rate'):.3f}" for task in learning.TASK_NAMES),
+                f"{number('eval/mean_success_rate'):.3f}",
+                f"{number('frames') / 1e6:.1f}M",
+                "never" if math.isnan(reached) else f"{reached / 1e6:.2f}M",
+                "" if math.isnan(minutes) else f"{minutes:.1f}",
+                f"{number('steps_per_second'):,.0f}",
+                "" if math.isnan(lowest) else f"{lowest:.2f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def study(args: Args) -> None:
+    """Measure what is missing, write it down, and report."""
+    wanted = {} if args.report_only else cells(args)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    results = FOLDER / "results.csv"
+    rows: list[dict[str, object]] = []
+    if results.exists():
+        with results.open() as file:
+            rows = list(csv.DictReader(file))
+    for name, flags in wanted.items():
+        if name in {row["cell"] for row in rows}:
+            progress(f"{name} is in {results} already")
+            continue
+        rows.append(measure(name, flags, args.eval_seeds))
+        learning.write_results(rows, results)
+    if not rows:
+        raise InputError("nothing has been measured yet: run without --report-only")
+    print(report(rows))
+    files = [FOLDER / f"{row['cell']}.csv" for row in rows]
+    finals = [file for file in files if "-final-" in file.stem]
+    plot_runs(finals or files[:7], FOLDER / "schedules")
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    return learning.run_study(lambda: study(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
