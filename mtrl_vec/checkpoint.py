@@ -3,6 +3,7 @@ values only."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -46,6 +47,11 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob("checkpoint-*.tmp"))
 
 
+def damaged(folder: Path) -> list[Path]:
+    """Checkpoints that could not be read when the run was resumed."""
+    return list(folder.glob("checkpoint-*.damaged"))
+
+
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint so that ``path`` holds either the old content or the new one, never a part.
 
@@ -61,15 +67,26 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def _sync(folder: Path) -> None:
+    """Make sure that a new name is on the disk before older files go."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_old_checkpoints(folder: Path) -> None:
     """All but the newest `KEPT`, and what an attempt to write one left behind."""
     for path in (*checkpoints(folder)[KEPT:], *leftovers(folder)):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def find_checkpoint(path: Path) -> Path:

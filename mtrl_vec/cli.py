@@ -25,7 +25,7 @@ import tyro
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.errors import InputError, RunFailed
 
-# Everything else is imported by the command that needs it: `video` has to look for OpenGL before MuJoCo does.
+# Everything else is imported by the command that needs it, so that --help is quick.
 if TYPE_CHECKING:
     from mtrl_vec.trainer import Trainer
 
@@ -123,7 +123,8 @@ def train(arguments: Sequence[str]) -> None:
     config = trainer.config
     workers = f"{trainer.num_workers} simulator process{'es' if trainer.num_workers > 1 else ''}"
     what = "training" if folder is None else f"after {trainer.frames:,} frames, going on with"
-    print(f"{what} {', '.join(config.tasks)} on {trainer.device}, {workers}: {trainer.run_dir}", flush=True)
+    if not config.quiet:
+        print(f"{what} {', '.join(config.tasks)} on {trainer.device}, {workers}: {trainer.run_dir}", flush=True)
     try:
         trainer.train()
     except KeyboardInterrupt:
@@ -133,7 +134,8 @@ def train(arguments: Sequence[str]) -> None:
         raise RunFailed(f"{error}; {_saved(trainer)}") from error
     if trainer.saved_frames < trainer.frames:
         raise RunFailed(f"trained for {trainer.frames:,} frames, but {_saved(trainer)}")
-    print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
+    if not config.quiet:
+        print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
 
 
 def _new_trainer(arguments: Sequence[str]) -> Trainer:
@@ -165,8 +167,11 @@ def _saved(trainer: Trainer) -> str:
     if not trainer.frames:
         return "there was nothing to save yet"
     if not trainer.saved_frames:
-        return f"nothing is saved, see {trainer.run_dir / 'events.log'}"
-    return f"{trainer.saved_frames:,} frames saved in {trainer.run_dir}, go on with --resume {trainer.run_dir}"
+        return f"nothing is saved: {trainer.problem}"
+    problem = f"{trainer.problem}; " if trainer.problem else ""
+    return (
+        problem + f"{trainer.saved_frames:,} frames saved in {trainer.run_dir}, go on with --resume {trainer.run_dir}"
+    )
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -236,13 +241,12 @@ def video(arguments: Sequence[str]) -> None:
     args = _parse_with_example(VideoArgs, arguments, "video", "python -m mtrl_vec video pretrained --out video")
     if args.episodes < 1:
         raise InputError(f"episodes is {args.episodes}: it must be positive")
-    from mtrl_vec.video import choose_gl, record
-
-    choose_gl()
     from mtrl_vec.trained import load_policy
+    from mtrl_vec.video import record
 
     policy = load_policy(args.checkpoint)
-    _say_written(record(policy, policy.tasks, args.out, episodes=args.episodes, seed=args.seed), args.quiet)
+    out = args.out.with_suffix("") if args.out.suffix in (".mp4", ".gif") else args.out
+    _say_written(record(policy, policy.tasks, out, episodes=args.episodes, seed=args.seed), args.quiet)
 
 
 def profile(arguments: Sequence[str]) -> None:

@@ -44,13 +44,20 @@ def wait_for(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Queue work on a stream of its own, after all that was queued before; None, on the CPU, changes nothing."""
+    """Queue work on a stream of its own, after all that was queued before and before all that follows.
+
+    None, on the CPU, changes nothing.
+    """
     if stream is None:
         yield
         return
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
+    outside = torch.cuda.current_stream()
+    stream.wait_stream(outside)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)
 
 
 class DeviceCopy:

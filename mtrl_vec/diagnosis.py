@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from mtrl_vec.checkpoint import load_checkpoint, save_checkpoint
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import Diverged, InputError
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import LEARNING_KEYS, PPO
 
@@ -69,9 +68,16 @@ def _by_task(name: str, rows: Tensor, task_idx: Tensor, tasks: tuple[str, ...]) 
         yield f"{name} of " + ", ".join(f"{task} ({n} of {all_} frames)" for task, all_, n in counts if n)
 
 
-def save_dump(path: Path, config: TrainConfig, content: Mapping[str, Any]) -> None:
-    """Keep what `reproduce` needs. Raises OSError."""
-    save_checkpoint(path, {"config": config.to_dict(), **content})
+def explained(error: Diverged, config: TrainConfig, when: str, dump: Path) -> Diverged:
+    """The error with a diagnosis in its message, and what reproduces it in a file, if that can be written."""
+    found = diagnose(config, **error.minibatch)
+    message = f"{error} in {when}: not finite is {found}"
+    try:
+        save_checkpoint(dump, {"config": config.to_dict(), **error.minibatch})
+        message += f" ({dump} reproduces it: see mtrl_vec.diagnosis)"
+    except OSError as problem:
+        message += f" (and {dump} cannot be written: {problem.strerror})"
+    return Diverged(message, error.minibatch)
 
 
 def reproduce(path: Path) -> str:

@@ -160,7 +160,7 @@ def make_env(
 
     What environment ``[w, e]`` does depends on its number ``first_slot + w * E + e`` and the seed alone: ``[1, 2 E]``
     and ``[2, E]`` give the same numbers. Scripts that call this need an ``if __name__ == "__main__":`` guard (workers
-    are spawned). Call ``close()`` at the end.
+    are processes that import them). Call ``close()`` at the end.
 
     Args:
         tasks: names, see `mtrl_vec.tasks.resolve_tasks`.

@@ -86,8 +86,8 @@ class RewardScale(nn.Module):
         weight = task_one_hot.flatten(0, 1)  # [B T, K]
         x = returns.flatten()[:, None]
         count = weight.sum(0)
-        mean = (weight * x).sum(0) / count.clamp(min=1)
-        var = (weight * (x - mean) ** 2).sum(0) / count.clamp(min=1)
+        mean = torch.where(weight > 0, x, 0.0).sum(0) / count.clamp(min=1)
+        var = torch.where(weight > 0, (x - mean) ** 2, 0.0).sum(0) / count.clamp(min=1)
         _merge(self, mean, var, count * (mean + var).isfinite())
 
     def forward(self, reward: Tensor, task_one_hot: Tensor) -> Tensor:

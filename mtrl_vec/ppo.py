@@ -35,8 +35,8 @@ LEARNING_KEYS = (
     "task_idx",
     "action",
     "action_log_prob",
-    "advantage",
     "value_target",
+    "advantage",
 )
 """What the loss reads; the rest of a rollout is left behind when minibatches are cut."""
 
@@ -62,11 +62,12 @@ def normalize_advantage(advantage: Tensor, groups: Tensor) -> Tensor:
         advantage: [N, 1].
         groups: [N, G] one-hot membership; a group without rows is left out. One column normalises over everything.
     """
-    count = groups.sum(0).clamp(min=1)
-    mean = (groups * advantage).sum(0) / count
-    centred = advantage - (groups * mean).sum(1, keepdim=True)
-    var = (groups * centred**2).sum(0) / count
-    return centred * (groups * torch.rsqrt(var + 1e-8)).sum(1, keepdim=True)
+    # Selected, not multiplied by 0: what is not a number in one group leaves the others alone.
+    member, count = groups > 0, groups.sum(0).clamp(min=1)
+    mean = torch.where(member, advantage, 0.0).sum(0) / count
+    centred = advantage - torch.where(member, mean, 0.0).sum(1, keepdim=True)
+    var = torch.where(member, centred**2, 0.0).sum(0) / count
+    return centred * torch.where(member, torch.rsqrt(var + 1e-8), 0.0).sum(1, keepdim=True)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
@@ -323,7 +324,9 @@ class PPO:
                 for name, tensor in self.optimizer.state[p].items():
                     tensor.copy_(saved[name] if saved else torch.zeros_like(tensor))
         else:
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            # The settings stay this device's own, the learning rate the tensor that it is.
+            own = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": copy.deepcopy(state["optimizer"]["state"]), "param_groups": own})
             self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr.copy_(state["lr"])
         self.reward_scale.load_state_dict(state["reward_scale"])

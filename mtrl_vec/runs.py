@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import importlib.util
+import io
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,20 +21,34 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from mtrl_vec.checkpoint import BEST_NAME, DUMP_NAME, checkpoints, leftovers
+from mtrl_vec.checkpoint import BEST_NAME, DUMP_NAME, checkpoint_name, checkpoints, damaged, first_line, leftovers
 from mtrl_vec.config import HOW_NOT_WHAT, TrainConfig
 from mtrl_vec.errors import InputError
+from mtrl_vec.machine import versions
 from mtrl_vec.metrics import column_names
 
+WHOLE_STATE = {"policy", "ppo", "acting", "random", "episodes", "schedule", "simulators", "ahead", "counts", "seconds"}
+"""What a checkpoint needs for a run to go on."""
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 EVENTS_NAME = "events.log"
 TRACE_NAME = "trace.json.gz"
-RUN_FILES = {CONFIG_NAME, METRICS_NAME, EVENTS_NAME, TRACE_NAME, BEST_NAME, DUMP_NAME, "tensorboard", "wandb"}
+WANDB_ID_NAME = "wandb.id"
+RUN_FILES = {
+    CONFIG_NAME,
+    METRICS_NAME,
+    EVENTS_NAME,
+    TRACE_NAME,
+    BEST_NAME,
+    DUMP_NAME,
+    WANDB_ID_NAME,
+    "tensorboard",
+    "wandb",
+}
 
 
-def prepare_run_dir(config: TrainConfig) -> Path:
-    """Create the folder of a run and write its configuration there.
+def prepare_run_dir(config: TrainConfig) -> tuple[Path, RunLock]:
+    """Create the folder of a run, lock it, and write its configuration there.
 
     Raises:
         InputError: there is a run already and ``overwrite`` is off, or something that is not a run, or no way to write.
@@ -47,14 +66,15 @@ def prepare_run_dir(config: TrainConfig) -> Path:
         if present and (foreign or not _is_run(folder)):
             what = f"it holds {foreign[0]}" if foreign else "its config.json is not a run's"
             raise InputError(f"{folder} is not only the folder of a run ({what}): choose another --run-dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
         for name in present:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, config)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
-    return folder
+    return folder, lock
 
 
 def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
@@ -65,8 +85,8 @@ def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
         raise InputError(f"the run in {run_dir} is from another version ({error}): start a new one") from error
 
 
-def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> Path:
-    """The folder of a run that goes on, with its settings of now.
+def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tuple[Path, RunLock]:
+    """The folder of a run that goes on, with its settings of now, locked.
 
     Args:
         config: of the run, which names the folder.
@@ -78,8 +98,9 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> Path
     """
     folder = config.run_dir
     assert folder is not None
-    if "simulators" not in checkpoint:
-        raise InputError(f"{folder} holds a policy, but not the state of a run: it cannot be resumed")
+    if missing := WHOLE_STATE - checkpoint.keys():
+        what = "is from another version" if "simulators" in checkpoint else "holds a policy, but not the state of a run"
+        raise InputError(f"{folder} {what} (there is no {min(missing)}): it cannot be resumed")
     before = resumed_config(folder, checkpoint)
     for name, value in config.differences(before).items():
         if name not in HOW_NOT_WHAT:
@@ -90,11 +111,26 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> Path
             f"total_frames is {config.total_frames}: the run in {folder} has them already ({checkpoint['frames']:,}); "
             "give it more to go on"
         )
+    lock, used = RunLock(folder), checkpoint_name(checkpoint["frames"])
     try:
         write_config(folder, config)
+        for path in itertools.takewhile(lambda path: path.name != used, checkpoints(folder)):
+            path.rename(path.with_suffix(".damaged"))  # or it would count as one of the newest
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): make room or change its permissions") from error
-    return folder
+    return folder, lock
+
+
+def changes(config: TrainConfig, checkpoint: Mapping[str, Any]) -> str:
+    """What is different from before an interruption, and what comes of it; empty if nothing is."""
+    old, new = checkpoint["versions"], versions()
+    other = [f"{name} {new[name]} instead of {old.get(name)}" for name in new if new[name] != old.get(name)]
+    notes = f"; with {', '.join(other)}, so not to the last bit" if other else ""
+    if config.total_frames != (before := checkpoint["config"]["total_frames"]):
+        notes += (
+            f"; total_frames is {config.total_frames:,} instead of {before:,}: what is annealed goes back accordingly"
+        )
+    return notes
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
@@ -105,7 +141,7 @@ def write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def _run_files(folder: Path) -> set[str]:
-    names = RUN_FILES | {path.name for path in (*checkpoints(folder), *leftovers(folder))}
+    names = RUN_FILES | {path.name for path in (*checkpoints(folder), *leftovers(folder), *damaged(folder))}
     return names | {f"{Path(name).stem}.tmp" for name in names} | {f"{name}.tmp" for name in names}
 
 
@@ -123,10 +159,34 @@ def require_wandb() -> None:
         raise InputError("wandb is on, but not installed: pip install wandb, or leave --wandb out")
 
 
+class RunLock:
+    """Keeps other processes out of a run's folder, until `release` or the end of this process.
+
+    Raises:
+        InputError: one of them is in there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor: int | None = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise InputError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = release
+
+
 class RunLog:
     """Writes ``metrics.csv`` (a row per iteration), TensorBoard events, and ``events.log`` in the folder of a run.
 
-    Where the disk is full it says so once and tries again with the next row: a run is worth more than its log.
+    Where the disk is full it says so and tries again with the next row: a run is worth more than its log.
 
     Args:
         folder: of the run, with the metrics of its first iterations if it is resumed.
@@ -136,7 +196,7 @@ class RunLog:
         notify: also told every event.
 
     Raises:
-        InputError: no way to write, or the metrics that are to be continued cannot be read.
+        InputError: no way to write, the metrics that are to be continued cannot be read, or no Weights & Biases.
     """
 
     def __init__(
@@ -144,56 +204,69 @@ class RunLog:
     ) -> None:
         self._folder, self._notify, self._complained = folder, notify, False
         self._columns = column_names(config.tasks)
+        self._pending = b""
         path = folder / METRICS_NAME
         rows = _rows_until(path, iteration) if iteration else []
         temporary = path.with_suffix(".tmp")
         try:
-            self._file = temporary.open("w", newline="")
-            self._csv = csv.DictWriter(self._file, self._columns, restval="nan", extrasaction="ignore")
-            self._csv.writeheader()
-            self._csv.writerows(rows)
-            self._file.flush()
+            temporary.write_bytes(b"".join([_csv_line(self._columns), *map(self._line, rows)]))
             temporary.replace(path)
+            self._file = path.open("ab", buffering=0)  # what cannot be written is kept here, not in a buffer
         except OSError as error:
             raise InputError(
                 f"cannot write to {folder} ({error.strerror}): make room or choose another folder"
             ) from error
-        self._tensorboard: SummaryWriter | None = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=frames + 1 if iteration else None
-        )
-        self._wandb = None
-        if config.wandb:
-            from torchrl.record.loggers.wandb import WandbLogger
+        self._purge_step = frames + 1 if iteration else None
+        self._tensorboard: SummaryWriter | None = None
+        self._wandb = _start_wandb(folder, config) if config.wandb else None
 
-            self._wandb = WandbLogger(
-                exp_name=folder.name, save_dir=str(folder), project="mtrl_vec", config=config.to_dict()
-            )
+    def _line(self, row: Mapping[str, Any]) -> bytes:
+        return _csv_line([row.get(name, "nan") for name in self._columns])
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row with all `mtrl_vec.metrics.COLUMNS`; ``frames`` is the step of the curves."""
         if missing := set(self._columns) ^ row.keys():
             raise ValueError(f"not the columns of the metrics: {sorted(missing)}")
         formatted = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        with self._complaining():
-            self._csv.writerow(formatted)
-            self._file.flush()
-        step = int(row["frames"])
-        for key, value in row.items():
-            if not np.isnan(value):
-                if self._tensorboard is not None:
-                    with self._complaining():
-                        self._tensorboard.add_scalar(key, value, step)
-                if self._wandb is not None:
-                    self._wandb.log_scalar(key, value, step)
-
-    @contextlib.contextmanager
-    def _complaining(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
+        self._pending += self._line(formatted)
+        curves, step = {key: value for key, value in row.items() if not np.isnan(value)}, int(row["frames"])
+        problems = [self._write_file(), self._write_tensorboard(curves, step), self._write_wandb(curves, step)]
+        if problem := next(filter(None, problems), None):
             if not self._complained:
-                self._complained = True
-                self.event(f"cannot write metrics to {self._folder} ({error.strerror}): the run goes on")
+                self.event(f"cannot write metrics to {self._folder} ({problem}): the run goes on")
+            self._complained = True
+        else:
+            self._complained = False
+
+    def _write_file(self) -> str | None:
+        try:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+        except OSError as error:
+            return error.strerror
+        return None
+
+    def _write_tensorboard(self, curves: Mapping[str, float], step: int) -> str | None:
+        try:
+            if self._tensorboard is None:
+                self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._purge_step)
+            for key, value in curves.items():
+                self._tensorboard.add_scalar(key, value, step)
+        except OSError as error:  # which its own thread came across: it is of no more use
+            self._tensorboard, self._purge_step = None, None
+            return error.strerror
+        return None
+
+    def _write_wandb(self, curves: Mapping[str, float], step: int) -> str | None:
+        if self._wandb is None:
+            return None
+        try:
+            for key, value in curves.items():
+                self._wandb.log_scalar(key, value, step)
+        except Exception as error:  # of a service that is not there for the run's sake
+            self._wandb = None
+            return f"Weights & Biases: {first_line(error)}"
+        return None
 
     def event(self, message: str) -> None:
         """Something that happened to the run, with the time of day."""
@@ -203,20 +276,48 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        with self._complaining():
-            self._file.close()
-        if self._tensorboard is not None:
-            with self._complaining():
+        self._file.close()
+        with contextlib.suppress(OSError):
+            if self._tensorboard is not None:
                 self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.experiment.finish()
 
 
-def _rows_until(path: Path, iteration: int) -> list[dict[str, Any]]:
+def _csv_line(values: Sequence[object]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue().encode()
+
+
+def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+    """A logger that goes on with the same run of Weights & Biases when ours is resumed."""
+    from torchrl.record.loggers.wandb import WandbLogger
+
+    known = folder / WANDB_ID_NAME
     try:
-        whole = [
-            line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
-        ]  # the last may be torn
+        if not known.exists():
+            known.write_text(uuid.uuid4().hex[:8])
+        return WandbLogger(
+            exp_name=folder.name,
+            save_dir=str(folder),
+            id=known.read_text(),
+            resume="allow",
+            project="mtrl_vec",
+            config=config.to_dict(),
+        )
+    except Exception as error:
+        raise InputError(
+            f"cannot log to Weights & Biases ({first_line(error)}): leave --wandb out, or log in"
+        ) from error
+
+
+def _rows_until(path: Path, iteration: int) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # the last may be torn
         return [row for row in csv.DictReader(whole) if int(row["iteration"]) <= iteration]
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"cannot go on from {path} ({error}): repair it or remove it") from error
+        raise InputError(f"cannot go on from {path} ({first_line(error)}): repair it, or move it away") from error

@@ -34,7 +34,7 @@ from mtrl_vec.checkpoint import (
 from mtrl_vec.collecting import Collection, single_threaded
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import resolve_device
-from mtrl_vec.diagnosis import diagnose, save_dump
+from mtrl_vec.diagnosis import explained
 from mtrl_vec.display import ProgressDisplay
 from mtrl_vec.errors import Diverged, WorkerDied
 from mtrl_vec.evaluation import Evaluation
@@ -42,7 +42,7 @@ from mtrl_vec.machine import versions
 from mtrl_vec.metrics import SECTIONS, EpisodeStatistics, resident_megabytes
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
-from mtrl_vec.runs import RunLog, continue_run_dir, prepare_run_dir, require_wandb, resumed_config
+from mtrl_vec.runs import RunLog, changes, continue_run_dir, prepare_run_dir, require_wandb, resumed_config
 from mtrl_vec.schedule import TaskStatistics, make_schedule
 from mtrl_vec.timing import Timer
 from mtrl_vec.workers import default_num_workers
@@ -82,7 +82,8 @@ class Trainer:
         self.num_workers = resolve_num_workers(config)
         if config.wandb:
             require_wandb()
-        self.run_dir = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
+        place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
+        self.run_dir, self._lock = place
         torch.manual_seed(config.seed)
         self.timer = timer or Timer()
         self.policy = SharedPolicy(config).to(self.device)
@@ -96,13 +97,18 @@ class Trainer:
         """Mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation."""
         self.saved_frames = 0
         """Of the last checkpoint that was written."""
+        self.problem = ""
+        """Why the last checkpoint could not be written, if so."""
         self._counts = {"skipped_updates": 0, "restarts": 0}
+        self._restarts_left = config.max_restarts
         self._elapsed = 0.0
+        self._changes = ""
         self._ahead: TensorDictBase | None = None  # the next rollout, where it is collected while learning
         self._last_whole: dict[str, Any] | None = None if checkpoint is None else dict(checkpoint)
         if checkpoint is not None:
             self._restore()
             self.saved_frames = self.frames
+            self._changes = changes(config, checkpoint)
             self._counts, self._elapsed = dict(checkpoint["counts"]), checkpoint["elapsed"]
             self.timer.seconds |= checkpoint["seconds"]
 
@@ -137,6 +143,7 @@ class Trainer:
         """
         cfg = self.config
         with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
+            closing.callback(self._lock.release)
             closing.callback(self._remove_if_empty)
             total = cfg.num_iterations * cfg.frames_per_batch
             display = closing.enter_context(
@@ -148,11 +155,11 @@ class Trainer:
             evaluate = closing.enter_context(contextlib.closing(Evaluation(cfg, self.policy, self.num_workers)))
             closing.callback(self._save, log)  # first of all, before anything can hang
             if self.iteration:
-                log.event(f"resumed after {self.frames:,} frames")
+                log.event(f"resumed after {self.frames:,} frames{self._changes}")
             try:
                 self._loop(iterate, evaluate, log, display)
             except Diverged as error:
-                raise self._explained(error) from error
+                raise explained(error, cfg, f"iteration {self.iteration + 1}", self.run_dir / DUMP_NAME) from error
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Iterate]:
@@ -170,11 +177,13 @@ class Trainer:
             rollout = self.collection.collect()
             return rollout, learn(rollout)
 
-        calls = itertools.count()
+        learned = itertools.count()
+        alone = next(learned) < 2
 
         def at_once() -> tuple[TensorDictBase, dict[str, float]]:
+            nonlocal alone
             rollout = self.collection.collect() if self._ahead is None else self._ahead
-            more, alone = self.iteration + 1 < self.config.num_iterations, next(calls) < 2
+            more = self.iteration + 1 < self.config.num_iterations
             learning = None if alone else learner.submit(learn, rollout)
             try:
                 self._ahead = self.collection.collect() if more else None
@@ -182,6 +191,7 @@ class Trainer:
                 if learning is not None:
                     wait([learning])  # also if a worker has died: it must not go on learning in the background
             metrics = learn(rollout) if learning is None else learning.result()
+            alone = next(learned) < 2
             self.acting.catch_up()
             return rollout, metrics
 
@@ -202,22 +212,25 @@ class Trainer:
             self.schedule.restore(self._last_whole["schedule"])
             self.collection.start(self.schedule.shares, self._last_whole["simulators"])
             self._restore()  # last, as starting may draw random numbers
+        self.ppo.weigh(self._task_weights().tolist())
 
     def _save(self, log: RunLog) -> None:
-        if self.frames <= self.saved_frames:
+        if self._last_whole is None or self.frames <= self.saved_frames:
             return
         path = self.run_dir / checkpoint_name(self.frames)
         try:
             with self.timer("checkpoint"):
-                save_checkpoint(path, self._last_whole or {})
-                remove_old_checkpoints(self.run_dir)
-            self.saved_frames = self.frames
+                save_checkpoint(path, self._last_whole)
+            self.saved_frames, self.problem = self.frames, ""
+            remove_old_checkpoints(self.run_dir)
         except OSError as error:
-            log.event(f"cannot write {path} ({error.strerror}): the checkpoints before it are still there")
+            self.problem = f"cannot write {path} ({error.strerror})"
+            log.event(f"{self.problem}: the checkpoints before it are still there")
 
     def _remove_if_empty(self) -> None:
-        if not self.frames:
-            shutil.rmtree(self.run_dir)  # a folder with nothing but settings would only be in the way
+        if not self.frames and not (self.run_dir / DUMP_NAME).exists():
+            # A folder with nothing but settings would only be in the way.
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _keep_if_best(self, rates: list[float]) -> dict[str, float]:
         """Save the policy if none did better so far. Returns the evaluation's metrics. Raises OSError."""
@@ -243,10 +256,12 @@ class Trainer:
                 return call()
             except WorkerDied as error:
                 while True:  # those that take their place may die too
-                    if self._counts["restarts"] >= self.config.max_restarts:
-                        raise
+                    limit = self.config.max_restarts
+                    if not self._restarts_left:
+                        raise WorkerDied(f"{error}, and --max-restarts is {limit}") from error
+                    self._restarts_left -= 1
                     self._counts["restarts"] += 1
-                    count = f"restart {self._counts['restarts']} of at most {self.config.max_restarts}"
+                    count = f"restart {limit - self._restarts_left} of at most {limit}"
                     log.event(f"{error}; going on after {self.frames:,} frames, {count}")
                     try:
                         repair()
@@ -380,15 +395,3 @@ class Trainer:
         shape = (self.config.num_envs, self.config.num_steps)
         self._ahead = None if state["ahead"] is None else TensorDict(state["ahead"], shape).unflatten_keys(".")
         set_random_states(state["random"], self.device)
-
-    def _explained(self, error: Diverged) -> Diverged:
-        """The error with a diagnosis in its message, and what reproduces it in a file."""
-        found = diagnose(self.config, **error.minibatch)
-        message = f"{error} in iteration {self.iteration + 1}: not finite is {found}"
-        dump = self.run_dir / DUMP_NAME
-        try:
-            save_dump(dump, self.config, error.minibatch)
-            message += f" ({dump} reproduces it: see mtrl_vec.diagnosis)"
-        except OSError as problem:
-            message += f" (and {dump} cannot be written: {problem.strerror})"
-        return Diverged(message, error.minibatch)

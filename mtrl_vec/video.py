@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mtrl_vec.errors import InputError
-from mtrl_vec.tasks import Array, Task, resolve_tasks
+from mtrl_vec.tasks import Array, resolve_tasks
 
 if TYPE_CHECKING:
     from mtrl_vec.sim import SawyerSim
@@ -35,7 +35,7 @@ STEPS_AFTER_SUCCESS = 40
 
 _MARKER = {"reach-v3": (0.8, 0, 0, 1), "push-v3": (0, 0.8, 0, 1), "pick-place-v3": (0, 0, 0.8, 1)}
 """The colours of the goal's marker in Meta-World's models of the tasks."""
-_GIF_WIDTH, _GIF_FPS = 720, 10
+_GIF_WIDTH, _GIF_FPS = 720, 20
 _OFFSCREEN = ("egl", "osmesa")
 _TRIAL = """
 import mujoco
@@ -62,14 +62,17 @@ def choose_gl() -> str:
         return given
     display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     for gl in [given] if given else [*_OFFSCREEN, *(["glfw"] if display else [])]:
-        settings = {"MUJOCO_GL": gl} | ({"PYOPENGL_PLATFORM": gl} if gl in _OFFSCREEN else {})
-        trial = subprocess.run([sys.executable, "-c", _TRIAL], env=os.environ | settings, capture_output=True)
+        trial = subprocess.run([sys.executable, "-c", _TRIAL], env=os.environ | _settings(gl), capture_output=True)
         if trial.returncode == 0:
-            os.environ.update(settings)
+            os.environ.update(_settings(gl))
             return gl
     if given:
         raise InputError(f"MUJOCO_GL={given} does not work here: unset it to use what does")
     raise InputError("video needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, or libosmesa6")
+
+
+def _settings(gl: str) -> dict[str, str]:
+    return {"MUJOCO_GL": gl} | ({"PYOPENGL_PLATFORM": gl} if gl in _OFFSCREEN else {})
 
 
 def record(
@@ -88,7 +91,8 @@ def record(
 
     Every environment step is a frame, so 80 frames a second are real time and the default is half speed. The GIF takes
     just as long, with fewer and smaller frames. An episode goes on for half a simulated second after its success, then
-    waits for those of the other tasks. The files appear complete or not at all.
+    waits for those of the other tasks; at the end all stand still for a second. The files appear complete or not at
+    all. Without a GPU a frame takes about 0.07 s a task.
 
     Args:
         act: see `Act`; asked for one row at a time.
@@ -97,39 +101,44 @@ def record(
         episodes: how many of each task.
         seed: of objects and goals: the same one gives the same video.
         max_episode_steps: an episode without success by then has failed, in environment steps.
-        width: of a task's picture, in pixels.
-        height: of a task's picture, in pixels.
+        width: of a task's picture, in pixels, 64 or more.
+        height: of a task's picture, in pixels, 64 or more.
         fps: frames per second.
 
     Returns:
         The files.
 
     Raises:
-        InputError: an unknown task, a number that is not positive, a missing library, or a place that files cannot be
+        InputError: an unknown task, a number that is too small, a missing library, or a place that files cannot be
             written to; all before anything is simulated.
     """
     found = resolve_tasks(tasks)
-    numbers = {"episodes": episodes, "max_episode_steps": max_episode_steps, "width": width, "height": height}
-    for name, number in (numbers | {"fps": fps}).items():
-        if number < 1:
-            raise InputError(f"{name} is {number}: it must be positive")
+    counts = (
+        ("episodes", episodes, 1),
+        ("seed", seed, 0),
+        ("max_episode_steps", max_episode_steps, 1),
+        ("fps", fps, 1),
+    )
+    for name, number, least in (*counts, ("width", width, 64), ("height", height, 64)):
+        if number < least:
+            raise InputError(f"{name} is {number}: it must be at least {least}")
     try:
         import av  # noqa: F401  (what imageio encodes with)
         import imageio.v3 as iio
     except ImportError as error:
         raise InputError("video needs imageio and av: pip install 'mtrl_vec[pictures]'") from error
-    files = [out.with_name(f"{out.name}{end}") for end in (".mp4", ".gif")]
+    files = [out.parent / f"{out.name}{end}" for end in (".mp4", ".gif")]
+    if not out.name or any(file.is_dir() for file in files):
+        raise InputError(f"cannot write to {files[0]}: give another name")
     try:
         folder = tempfile.TemporaryDirectory(prefix=".video-", dir=out.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot write to {out.parent} ({error.strerror}): give a folder that you can write to"
-        ) from error
+        raise InputError(f"cannot write to folder {out.parent} ({error.strerror}): give another one") from error
 
-    with folder as name, _Stage(width, height) as stage:
+    with folder as beside, _Stage(width, height) as stage:
         from mtrl_vec.sim import SawyerSim
 
-        parts = [Path(name, file.name) for file in files]
+        parts = [Path(beside, file.name) for file in files]
         sim = SawyerSim(found, range(len(found)), seed=seed, max_episode_steps=max_episode_steps)
         small: list[Image.Image] = []
         every = max(1, round(fps / _GIF_FPS))
@@ -140,8 +149,9 @@ def record(
                 if index % every == 0:
                     frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))  # in place: every frame is a new one
                     small.append(frame)
-        # One palette for all, so that what does not move stays the same; of the last frame, which has all the colours.
-        palette = small[-1].quantize(dither=Image.Dither.NONE)
+        # One palette for all, so that what stands still stays the same; an octree's, which keeps small bright things.
+        both = Image.fromarray(np.vstack([np.asarray(small[k]) for k in (0, -1)]))
+        palette = both.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small)
         first.save(parts[1], save_all=True, append_images=rest, duration=1000 * every / fps, loop=0)
         for part, file in zip(parts, files, strict=True):
@@ -150,7 +160,7 @@ def record(
 
 
 def _film(act: Act, sim: SawyerSim, stage: _Stage, episodes: int, hold: int) -> Iterator[Image.Image]:
-    """The frames of all episodes, with the last one of each held for some more."""
+    """The frames of all episodes, the last one of each ``hold`` times more."""
     names = [sim.tasks[k].name for k in sim.task_idx]
     panels = [Image.new("RGB", (1, 1))] * len(names)
     for episode in range(1, episodes + 1):
@@ -171,7 +181,7 @@ def _film(act: Act, sim: SawyerSim, stage: _Stage, episodes: int, hold: int) -> 
                 action[k] = act(observation[[k]], names[k])[0]
             observation, _, success, truncated, _ = sim.step(action)
             for k in np.flatnonzero(step < ends):
-                if success[k] and not verdicts[k]:
+                if success[k]:
                     verdicts[k], ends[k] = "success", min(step + 1 + STEPS_AFTER_SUCCESS, ends[k])
                 elif truncated[k] and not verdicts[k]:
                     verdicts[k], ends[k] = "failed", step + 1
@@ -208,7 +218,8 @@ class _Stage:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:  # whatever drivers and PyOpenGL come up with
-            raise InputError(f"OpenGL is in use otherwise here: set MUJOCO_GL={gl} before starting Python") from error
+            settings = " and ".join(f"{name}={value}" for name, value in _settings(gl).items())
+            raise InputError(f"MuJoCo cannot draw in this process: set {settings} before it starts") from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
 
     def picture(self, state: Array, signature: int, task: str, goal: Array) -> NDArray[np.uint8]:
@@ -231,6 +242,7 @@ class _Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._gl.make_current()
         self._context.free()
         self._gl.free()
 
@@ -251,7 +263,7 @@ def _panel(picture: NDArray[np.uint8], title: str, details: str, verdict: str) -
     draw.text((width - width // 36, bar // 2), details, (200, 200, 205), small, "rm")
     if verdict:
         color, middle, bottom = _COLORS[verdict], width // 2, bar + height
-        draw.rectangle((0, bar, width - 1, bottom - 1), outline=color, width=width // 60)
+        draw.rectangle((0, bar, width - 1, bottom - 1), outline=color, width=1 + width // 60)
         draw.rectangle((middle - width // 7, bottom - bar, middle + width // 7, bottom), fill=color)
         draw.text((middle, bottom - bar // 2), verdict, "white", large, "mm")
     return panel

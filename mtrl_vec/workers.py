@@ -16,6 +16,7 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
@@ -54,6 +55,10 @@ def deferred_interrupts() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+LOST = 255
+"""Exit code of a process that nobody is left to tell of."""
+
+
 class SimulatorPool(ParallelEnv):
     """`ParallelEnv` whose parent sleeps, instead of spinning on a core, while the workers simulate.
 
@@ -69,6 +74,7 @@ class SimulatorPool(ParallelEnv):
     timer: Timer | None = None
     """Counts the section ``simulate``, if there is one."""
     _shortest_wait = 0.0
+    _processes: Sequence[psutil.Process] = ()
 
     def _start_workers(self) -> None:
         # It would take threads from the learner for good, or give the parent more than it has just now.
@@ -76,7 +82,13 @@ class SimulatorPool(ParallelEnv):
         if START_METHOD == "forkserver":
             multiprocessing.set_forkserver_preload(["mtrl_vec.envs"])
         with deferred_interrupts():
-            super()._start_workers()
+            try:
+                super()._start_workers()
+            except (OSError, EOFError) as error:  # no memory for another process, or nothing left to copy it from
+                with contextlib.suppress(Exception):
+                    self._cleanup_failed_worker_startup()
+                raise WorkerDied(f"simulation workers cannot be started ({error or type(error).__name__})") from error
+        self._processes = [psutil.Process(process.pid) for process in self._workers]
 
     def _cleanup_failed_worker_startup(self) -> None:
         workers = list(self._workers)
@@ -144,7 +156,7 @@ class SimulatorPool(ParallelEnv):
             self._check_alive(range(self.num_workers))
         try:
             yield
-        except (OSError, EOFError):  # a worker's pipe broke just now, and its process is about to end
+        except (OSError, EOFError, RuntimeError):  # it may have died just now, and its process be about to end
             deadline = time.monotonic() + 1.0
             while started and time.monotonic() < deadline:
                 self._check_alive(range(self.num_workers))
@@ -171,9 +183,15 @@ class SimulatorPool(ParallelEnv):
     def _check_alive(self, workers: Sequence[int]) -> None:
         for worker in workers:
             process = self._workers[worker]
-            if not process.is_alive():
-                reason = f"(pid {process.pid}) died with exit code {process.exitcode}"
-                raise WorkerDied(f"simulation worker {worker} {reason}")
+            try:
+                alive, exit_code = process.is_alive(), process.exitcode
+            except ValueError:  # TorchRL has noticed as well, and given it up
+                alive, exit_code = False, None
+            if not alive and exit_code == LOST and self._processes[worker].is_running():
+                raise WorkerDied("the process that simulation workers are copies of died")
+            if not alive:
+                pid = self._processes[worker].pid
+                raise WorkerDied(f"simulation worker {worker} (pid {pid}) died with exit code {exit_code}")
 
     def close(self, **options: Any) -> None:
         """As in `ParallelEnv`, but leaves torch's threads as they are."""
@@ -193,6 +211,9 @@ class SimulatorPool(ParallelEnv):
             self._terminate_and_join_workers(self._workers, timeout=2.0)
         for channel in self.parent_channels:
             channel.close()
+        for process in self._processes:  # where nothing is left that would end them for us
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         del self._workers, self.parent_channels, self.shared_tensordicts, self.shared_tensordict_parent
         self._cuda_events = self._events = self.event = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import tiny_config
 from test_policy import batch, loop_over_rows
 from test_ppo import make_rollout
+from test_resume import resume, train_until_interrupted
 
 from mtrl_vec.acting import ActingPolicy
 from mtrl_vec.config import TrainConfig
@@ -159,11 +161,11 @@ def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, over
     trainer = Trainer(config)
     differences, original = [], trainer.ppo.update
 
-    def update_and_note(data, progress):
+    def update_and_note(data):
         loc, scale = trainer.policy.distribution(data["observation"], data["task_one_hot"], data["task_idx"])
         log_prob = torch.distributions.Normal(loc, scale).log_prob(data["action"]).sum(-1)
         differences.append(float((log_prob - data["action_log_prob"]).abs().mean()))
-        return original(data, progress)
+        return original(data)
 
     trainer.ppo.update = update_and_note
     trainer.train()
@@ -178,3 +180,57 @@ def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
     report = profile_training(config, iterations=1)
     assert report["launches_per_step"] < 10
     assert report["waits_in_update"] <= 2  # the metrics', and the profile's own
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_skipped_step_in_a_replayed_graph_changes_nothing(way) -> None:
+    ppo, _ = learn(tiny_config(device="cuda", **way), rollouts=3)
+    before = copy.deepcopy((ppo.policy.state_dict(), ppo.optimizer.state_dict()["state"]))
+    with on_stream(ppo.stream):
+        ppo.frames["advantage"].fill_(math.nan)
+        counts = ppo.step()[:2].clone()
+    assert counts.tolist() == [1.0, 1.0]
+    after = ppo.policy.state_dict(), ppo.optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_state_is_restored_in_place_after_capture(way) -> None:
+    """What follows is what followed the first time: the graph goes on with the tensors that it has captured."""
+    config = tiny_config(device="cuda", **way)
+    ppo, _ = learn(config, rollouts=3)
+    rollout = make_rollout(SharedPolicy(config), config.num_envs, config.num_steps)
+    saved = copy.deepcopy((ppo.policy.state_dict(), ppo.state()))
+    first = ppo.learn(rollout, 0.5)
+    ppo.policy.load_state_dict(saved[0])
+    ppo.restore(saved[1])
+    again = ppo.learn(rollout, 0.5)
+    for name, value in first.items():
+        assert again[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_run_is_resumed_on_the_gpu(tmp_path, device) -> None:
+    """One of a GPU goes on with the same numbers, but for rounding; one of a CPU goes on at all, through capture."""
+    settings = {"total_frames": 6 * 192, "max_episode_steps": 20, "precision": "fp32", "compile": "off"}
+    train_until_interrupted(tmp_path / "run", 3, device=device, **settings)
+    trainer = resume(tmp_path / "run", device="cuda")
+    assert trainer.frames == 6 * 192 and trainer.ppo.step.graph is not None
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.policy.state_dict().values())
+    if device == "cuda":
+        whole = Trainer(tiny_config(run_dir=tmp_path / "whole", device="cuda", eval_interval=384, **settings))
+        whole.train()
+        for (name, a), b in zip(whole.policy.named_parameters(), trainer.policy.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "cagrad"])
+def test_balanced_steps_are_captured_and_equal_eager_ones(balance) -> None:
+    eager, expected = learn(
+        tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=False, balance=balance)
+    )
+    ppo, got = learn(tiny_config(device="cuda", precision="fp32", compile="off", balance=balance))
+    assert ppo.step.graph is not None
+    for a, b in zip(ppo.policy.parameters(), eager.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert got[-1]["loss_critic"] == pytest.approx(expected[-1]["loss_critic"], rel=1e-3)

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import tiny_config
@@ -16,6 +18,7 @@ from test_resume import SETTINGS, assert_same, metrics, train, whole_state
 
 from mtrl_vec import diagnosis, trainer
 from mtrl_vec.checkpoint import checkpoints, load_checkpoint
+from mtrl_vec.envs import make_env
 from mtrl_vec.errors import Diverged, InputError, WorkerDied
 from mtrl_vec.evaluation import Evaluation
 from mtrl_vec.policy import SharedPolicy
@@ -31,6 +34,7 @@ def shared_memory() -> set[str]:
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, overlap) -> None:
     """Killed at three moments: in a rollout, right after one, and while its replacement starts."""
     train(tmp_path / "undisturbed", num_workers=2, overlap=overlap)
+    np.random.seed(0)
     run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, overlap=overlap, **SETTINGS))
     collect, start, calls = run.collection.collect, run.collection.start, []
 
@@ -90,6 +94,42 @@ def test_a_worker_of_the_evaluation_is_replaced_as_well(tmp_path, monkeypatch) -
     train(tmp_path / "run", num_workers=2)
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
     assert len(calls) == 4 and "restart 1 of at most 3" in (tmp_path / "run" / "events.log").read_text()
+
+
+@pytest.mark.parametrize("call", ["snapshot", "set_seed", "reset", "step_and_maybe_reset", "set_shares", "restore"])
+def test_whatever_is_asked_of_a_pool_with_a_dead_worker_names_it(call) -> None:
+    env = make_env(num_workers=2, envs_per_worker=3)
+    try:
+        td, snapshot = env.reset(), env.snapshot()
+        td["action"] = torch.zeros(2, 3, 4)
+        victim = env._workers[0].pid
+        os.kill(victim, signal.SIGKILL)
+        arguments = {"set_seed": (1,), "step_and_maybe_reset": (td,), "set_shares": (None,), "restore": (snapshot,)}
+        with pytest.raises(WorkerDied, match=rf"worker 0 \(pid {victim}\) died with exit code -9"):
+            getattr(env, call)(*arguments.get(call, ()))
+    finally:
+        env.close()
+
+
+def test_the_loss_of_the_process_that_starts_the_others_is_survived(tmp_path) -> None:
+    train(tmp_path / "undisturbed", num_workers=2)
+    np.random.seed(0)
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, **SETTINGS))
+    collect, calls, workers = run.collection.collect, [], []
+
+    def collect_and_kill_the_server():
+        calls.append(1)
+        if len(calls) == 3:
+            workers.extend(psutil.Process(pid) for pid in run.collection.workers)
+            workers[0].parent().kill()
+            time.sleep(0.2)
+        return collect()
+
+    run.collection.collect = collect_and_kill_the_server
+    run.train()
+    assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
+    assert "the process that simulation workers are copies of died" in (tmp_path / "run" / "events.log").read_text()
+    assert not still_running(workers)
 
 
 def test_more_losses_than_allowed_end_the_run_after_saving(tmp_path) -> None:
@@ -156,18 +196,19 @@ def test_a_full_disk_costs_no_row_of_the_metrics_once_there_is_room_again(tmp_pa
     log = RunLog(tmp_path, tiny_config(tasks=("push",)), 0, 0, notes.append)
     row = dict.fromkeys(log._columns, 0.5) | {"iteration": 1, "frames": 192}
     log.write(row)
-    target = os.dup(log._file.fileno())
+    there = os.dup(log._file.fileno())
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, log._file.fileno())
-    log.write(row | {"iteration": 2})
-    log.write(row | {"iteration": 3})
-    os.dup2(target, log._file.fileno())
-    log.write(row | {"iteration": 4})
+    for first in (2, 52):  # twice, for longer than any buffer would last
+        os.dup2(full, log._file.fileno())
+        for iteration in range(first, first + 49):
+            log.write(row | {"iteration": iteration})
+        os.dup2(there, log._file.fileno())
+        log.write(row | {"iteration": first + 49})
     log.close()
-    for fd in (target, full):
-        os.close(fd)
-    assert notes == [f"cannot write metrics to {tmp_path} (No space left on device): the run goes on"]
-    assert [row["iteration"] for row in metrics(tmp_path)] == ["1", "2", "3", "4"]
+    for descriptor in (there, full):
+        os.close(descriptor)
+    assert notes == [f"cannot write metrics to {tmp_path} (No space left on device): the run goes on"] * 2
+    assert [int(row["iteration"]) for row in metrics(tmp_path)] == list(range(1, 102))
 
 
 def poison(run: Trainer, iterations: set[int], task: int, value: float = math.nan) -> None:
@@ -189,6 +230,25 @@ def test_updates_without_finite_numbers_are_skipped_and_counted(tmp_path) -> Non
     run.train()
     assert [int(row["train/skipped_updates"]) for row in metrics(tmp_path / "run")] == [0, 4, 4, 8, 8, 8]
     assert all(torch.isfinite(tensor).all() for tensor in run.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("key", [("next", "reward"), "observation"])
+def test_a_run_that_diverges_at_once_says_why_and_keeps_the_evidence(tmp_path, key) -> None:
+    """From a simulator that returns what is not a number for one task: nothing but that task is blamed."""
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", **SETTINGS | {"max_skipped_updates": 4, "num_minibatches": 1}))
+    collect = run.collection.collect
+
+    def collect_nonsense():
+        rollout = collect()
+        rollout[key][rollout["task_idx"] == 2] = math.nan
+        return rollout
+
+    run.collection.collect = collect_nonsense
+    what = "value_target" if key != "observation" else "observation"
+    with pytest.raises(Diverged, match=rf"in iteration 2: not finite is {what} of pick-place-v3 \(64 of 64 frames\)"):
+        run.train()
+    assert "not finite is" not in diagnosis.reproduce(tmp_path / "run" / "diverged.pt")
+    assert "push" not in diagnosis.reproduce(tmp_path / "run" / "diverged.pt")
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_diagnosis_that_can_be_reproduced(tmp_path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from test_cli import start_training, still_running
 
 from mtrl_vec.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mtrl_vec.cli import main
 from mtrl_vec.errors import InputError
+from mtrl_vec.evaluation import Evaluation
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ppo import PPO
 from mtrl_vec.trainer import Trainer
 
 # Short episodes and evaluations, so that resets, statistics of episodes and best.pt are part of what is compared.
@@ -22,6 +27,7 @@ SETTINGS = {"total_frames": 6 * 192, "max_episode_steps": 20, "eval_interval": 3
 
 
 def train(run_dir: Path, **changes: object) -> Trainer:
+    np.random.seed(0)  # nothing draws from it, but it is part of the state
     trainer = Trainer(tiny_config(run_dir=run_dir, **SETTINGS | changes))
     trainer.train()
     return trainer
@@ -29,6 +35,7 @@ def train(run_dir: Path, **changes: object) -> Trainer:
 
 def train_until_interrupted(run_dir: Path, after: int, **changes: object) -> None:
     """Ctrl-C in the middle of iteration ``after + 1``, when its rollout has been collected."""
+    np.random.seed(0)
     trainer = Trainer(tiny_config(run_dir=run_dir, **SETTINGS | changes))
     learn, calls = trainer.ppo.learn, []
 
@@ -124,6 +131,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tmp_path, un
     ]
     assert_same(whole_state(run_dir), whole_state(undisturbed))
     assert metrics(run_dir) == metrics(undisturbed)
+    assert len(list(run_dir.glob("*.damaged"))) == 2
 
 
 def test_the_last_three_checkpoints_and_the_best_are_kept(tmp_path) -> None:
@@ -200,5 +208,71 @@ def test_an_interruption_between_metrics_and_checkpoint_leaves_no_row_twice(tmp_
     resume(run_dir)
     assert metrics(run_dir) == metrics(undisturbed)
     assert all(math.isfinite(float(row["train/lr"])) for row in metrics(run_dir))
-    with contextlib.suppress(FileNotFoundError):
-        assert not (run_dir / "metrics.tmp").exists()
+    assert not (run_dir / "metrics.tmp").exists()
+
+
+def test_a_run_that_was_killed_leaves_no_process_and_goes_on(tmp_path) -> None:
+    """SIGKILL of the run itself, as by a machine that runs out of memory: no time to save or to end anything."""
+    process, children = start_training(
+        tmp_path / "run", "--total-frames", str(3000 * 192), "--checkpoint-seconds", "0.3"
+    )
+    process.kill()
+    process.wait()
+    assert not still_running(children)
+    frames = load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"]
+    trainer = resume(tmp_path / "run", total_frames=frames + 192, num_workers=1)
+    assert trainer.frames == frames + 192
+    assert [int(row["iteration"]) for row in metrics(tmp_path / "run")] == list(range(1, trainer.iteration + 1))
+
+
+def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) -> None:
+    """Its iteration is done again: the policy that might be the best one is still to be compared."""
+
+    class Interrupted(Evaluation):
+        def __call__(self):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl_vec.trainer.Evaluation", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", num_workers=2)
+    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["iteration"] == 1
+    resume(tmp_path / "run", num_workers=2)
+    assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
+    assert metrics(tmp_path / "run") == metrics(undisturbed)
+    best = [load_checkpoint(folder / "best.pt")["frames"] for folder in (tmp_path / "run", undisturbed)]
+    assert best[0] == best[1]
+
+
+def test_two_processes_do_not_share_a_run(tmp_path) -> None:
+    process, _ = start_training(tmp_path / "run", "--total-frames", str(3000 * 192), "--checkpoint-seconds", "0")
+    try:
+        for arguments in (["--resume", str(tmp_path / "run")], ["--run-dir", str(tmp_path / "run"), "--overwrite"]):
+            command = [sys.executable, "-m", "mtrl_vec", "train", *arguments]
+            second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert second.returncode == 2
+            assert second.stderr.startswith(f"error: {tmp_path / 'run'} is in use by another process")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_lost_metrics_do_not_keep_a_run_from_going_on(tmp_path) -> None:
+    train_until_interrupted(tmp_path / "run", 2, eval_interval=0)
+    (tmp_path / "run" / "metrics.csv").unlink()
+    resume(tmp_path / "run")
+    assert [row["iteration"] for row in metrics(tmp_path / "run")] == ["3", "4", "5", "6"]
+
+
+def test_a_checkpoint_of_the_cpu_does_not_bring_its_optimisers_settings(tmp_path) -> None:
+    """A GPU's optimiser has to be capturable; that is not the checkpoint's to decide."""
+    config = tiny_config()
+    torch.manual_seed(0)
+    ppo = PPO(config, SharedPolicy(config))
+    state = ppo.state()
+    state["optimizer"]["param_groups"][0] |= {"capturable": True, "eps": 0.5}
+    other = PPO(config, SharedPolicy(config))
+    other.restore(state)
+    group = other.optimizer.param_groups[0]
+    assert (group["capturable"], group["eps"]) == (False, 1e-5) and group["lr"] is other.lr
