@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run
+# The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for a table of several
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
 .PHONY: help install train eval has-run profile test check bench clean
@@ -19,10 +19,10 @@ train: $(STAMP)  ## train one policy on reach, push and pick-place; results in r
 	$(BIN)/python -m mtrl_vec train $(ARGS)
 
 eval: has-run $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...
-	$(BIN)/python -m mtrl_vec eval "$(CHECKPOINT)" $(ARGS)
+	$(BIN)/python -m mtrl_vec eval $(CHECKPOINT) $(ARGS)
 
 has-run:
-	@test -n "$(CHECKPOINT)" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
+	@test -n "$(strip $(CHECKPOINT))" || { echo "error: there is no run yet: make train first, or give CHECKPOINT=..."; exit 2; }
 
 profile: $(STAMP)  ## where the time of training goes: a table, and a trace for Perfetto
 	$(BIN)/python -m mtrl_vec profile $(ARGS)

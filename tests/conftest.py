@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import psutil
@@ -36,6 +37,7 @@ def no_stray_runs() -> Iterator[None]:
     """A test that fails in the middle of a run would leave it to slow down all that follow."""
     yield
     for process in psutil.Process().children():
-        if "mtrl_vec" in process.cmdline():
-            for stray in [process, *process.children(recursive=True)]:
-                stray.kill()
+        with contextlib.suppress(psutil.Error):  # it may be ending just now
+            if "mtrl_vec" in process.cmdline():
+                for stray in [process, *process.children(recursive=True)]:
+                    stray.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -167,8 +168,11 @@ def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def workers_of(processes: list[psutil.Process]) -> list[int]:
     """The simulators: children of the one that they are copies of."""
-    servers = {p.pid for p in processes if "forkserver" in " ".join(p.cmdline())}
-    return [p.pid for p in processes if p.ppid() in servers]
+    about = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+            about[process.pid] = process.ppid(), "forkserver" in " ".join(process.cmdline())
+    return [pid for pid, (parent, _) in about.items() if about.get(parent, (0, False))[1]]
 
 
 def at_ctrl_c() -> None:

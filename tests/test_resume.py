@@ -213,9 +213,7 @@ def test_an_interruption_between_metrics_and_checkpoint_leaves_no_row_twice(tmp_
 
 def test_a_run_that_was_killed_leaves_no_process_and_goes_on(tmp_path) -> None:
     """SIGKILL of the run itself, as by a machine that runs out of memory: no time to save or to end anything."""
-    process, children = start_training(
-        tmp_path / "run", "--total-frames", str(3000 * 192), "--checkpoint-seconds", "0.3"
-    )
+    process, children = start_training(tmp_path / "run", "--total-frames", str(3000 * 192), "--checkpoint-seconds", "0")
     process.kill()
     process.wait()
     assert not still_running(children)
