@@ -7,7 +7,6 @@ learned; and tells what checkpoints cost.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shlex
 import signal
@@ -78,9 +77,28 @@ def simulators(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in below if child.ppid() in servers]
 
 
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Files in /dev/shm that these processes have open: those of others on the machine are none of ours."""
+    found: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {
+                m.path for m in process.memory_maps() if m.path.startswith("/dev/shm/") and "deleted" not in m.path
+            }
+    return found
+
+
 def survivors(processes: set[psutil.Process]) -> list[psutil.Process]:
     """Those that do not end within some seconds after the run."""
     return psutil.wait_procs(list(processes), timeout=10)[1]
+
+
+def busy(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that work: workers of the evaluation sleep most of the time, and nobody would miss them for long."""
+    before = [process.cpu_times().user for process in processes]
+    time.sleep(2.0)
+    spent = [process.cpu_times().user - start for process, start in zip(processes, before, strict=True)]
+    return [process for process, seconds in zip(processes, spent, strict=True) if seconds > 0.1]
 
 
 def frames_of(run_dir: Path) -> int:
@@ -117,7 +135,7 @@ def soak(args: Args) -> dict[str, Any]:
     moments = [(rng.uniform(0.05, 0.95), "kill") for _ in range(args.kills)]
     moments += [((i + rng.uniform(0.7, 1.0)) / (args.terminations + 1), "terminate") for i in range(args.terminations)]
     pending = sorted((int(share * args.total_frames), what) for share, what in moments)
-    shared_before = set(os.listdir("/dev/shm"))
+    shared: set[str] = set()
     begun = calm_since = time.monotonic()
     samples: list[Sample] = []
     seen: set[psutil.Process] = set()
@@ -129,12 +147,15 @@ def soak(args: Args) -> dict[str, Any]:
         parent, frames, now = psutil.Process(process.pid), frames_of(args.run_dir), time.monotonic()
         processes = tree(parent)
         seen |= set(processes)
+        shared |= shared_memory(processes)
         samples.append(Sample(now - begun, frames, megabytes(processes), now - calm_since > args.warmup_seconds))
         if not pending or frames < pending[0][0]:
             continue
-        _, what = pending.pop(0)
+        what = pending[0][1]
         if what == "kill":
-            victim = rng.choice(simulators(parent))
+            if not (victims := busy(simulators(parent))):
+                continue
+            victim = rng.choice(victims)
             progress(f"{frames:,} frames: killing simulator process {victim.pid}")
             victim.kill()
         else:
@@ -146,6 +167,7 @@ def soak(args: Args) -> dict[str, Any]:
             if left := survivors(seen):
                 raise RuntimeError(f"processes are left after SIGTERM: {left}")
             process = start(args, resume=True)
+        pending.pop(0)
         calm_since = time.monotonic()
 
     metrics = read_metrics(args.run_dir / "metrics.csv")
@@ -171,8 +193,9 @@ def soak(args: Args) -> dict[str, Any]:
         "megabytes_last": last,
         "megabytes_highest": max(warm),
         "growth": last / first - 1,
+        "shared_memory_seen": len(shared),
         "processes_left": len(survivors(seen)),
-        "shared_memory_left": len(set(os.listdir("/dev/shm")) - shared_before),
+        "shared_memory_left": sum(Path(name).exists() for name in shared),
         **training,
     }
 
