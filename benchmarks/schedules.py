@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,7 +152,11 @@ def study(args: Args) -> None:
         with results.open() as file:
             rows = list(csv.DictReader(file))
     for name, flags in wanted.items():
-        if name in {row["cell"] for row in rows}:
+        before = next((row for row in rows if row["cell"] == name), None)
+        command = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
+        if before is not None and before["command"] != command:
+            raise InputError(f"{name} in {results} is of other flags ({before['command']}): remove its row to redo it")
+        if before is not None:
             progress(f"{name} is in {results} already")
             continue
         rows.append(measure(name, flags, args.eval_seeds))

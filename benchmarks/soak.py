@@ -7,6 +7,7 @@ learned; and tells what checkpoints cost.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import shlex
 import signal
@@ -72,9 +73,15 @@ def tree(process: psutil.Process) -> list[psutil.Process]:
 
 def simulators(process: psutil.Process) -> list[psutil.Process]:
     """Workers of training or evaluation: children of the process that they are copies of."""
-    below = process.children(recursive=True)
-    servers = {child.pid for child in below if "forkserver" in " ".join(child.cmdline())}
-    return [child for child in below if child.ppid() in servers]
+    servers: set[int] = set()
+    found = []
+    for child in process.children(recursive=True):  # parents come before their children
+        with contextlib.suppress(psutil.Error):
+            if child.ppid() in servers:
+                found.append(child)
+            elif "forkserver" in " ".join(child.cmdline()):
+                servers.add(child.pid)
+    return found
 
 
 def shared_memory(processes: list[psutil.Process]) -> set[str]:
@@ -95,10 +102,9 @@ def survivors(processes: set[psutil.Process]) -> list[psutil.Process]:
 
 def busy(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that work: workers of the evaluation sleep most of the time, and nobody would miss them for long."""
-    before = [process.cpu_times().user for process in processes]
+    before = {process: process.cpu_times().user for process in processes}
     time.sleep(2.0)
-    spent = [process.cpu_times().user - start for process, start in zip(processes, before, strict=True)]
-    return [process for process, seconds in zip(processes, spent, strict=True) if seconds > 0.1]
+    return [process for process, start in before.items() if process.cpu_times().user - start > 0.1]
 
 
 def frames_of(run_dir: Path) -> int:
@@ -144,8 +150,12 @@ def soak(args: Args) -> dict[str, Any]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SAMPLE_SECONDS)
             break
-        parent, frames, now = psutil.Process(process.pid), frames_of(args.run_dir), time.monotonic()
-        processes = tree(parent)
+        frames, now = frames_of(args.run_dir), time.monotonic()
+        try:
+            parent = psutil.Process(process.pid)
+            processes = tree(parent)
+        except psutil.NoSuchProcess:  # it has just ended
+            continue
         seen |= set(processes)
         shared |= shared_memory(processes)
         samples.append(Sample(now - begun, frames, megabytes(processes), now - calm_since > args.warmup_seconds))
@@ -153,11 +163,12 @@ def soak(args: Args) -> dict[str, Any]:
             continue
         what = pending[0][1]
         if what == "kill":
-            if not (victims := busy(simulators(parent))):
+            try:
+                victim = rng.choice(busy(simulators(parent)))
+                victim.kill()
+            except (psutil.Error, IndexError):  # none there, or none busy: at the next look
                 continue
-            victim = rng.choice(victims)
-            progress(f"{frames:,} frames: killing simulator process {victim.pid}")
-            victim.kill()
+            progress(f"{frames:,} frames: killed simulator process {victim.pid}")
         else:
             progress(f"{frames:,} frames: terminating the run")
             process.send_signal(signal.SIGTERM)
@@ -173,7 +184,7 @@ def soak(args: Args) -> dict[str, Any]:
     metrics = read_metrics(args.run_dir / "metrics.csv")
     content = load_checkpoint(checkpoints(args.run_dir)[0])
     config = TrainConfig.from_dict(content["config"])
-    warm = [sample.megabytes for sample in samples if sample.warm]
+    warm = [sample.megabytes for sample in samples if sample.warm] or [math.nan]
     tenth = max(1, len(warm) // 10)
     first, last = statistics.median(warm[:tenth]), statistics.median(warm[-tenth:])
     success = {name: values[-1] for name, values in metrics.items() if name.endswith("/success_rate")}

@@ -67,7 +67,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync(path.parent)
+        with contextlib.suppress(OSError):  # some file systems cannot
+            _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -127,6 +128,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file} is not a checkpoint of this package (expected format {FORMAT!r})")
     return content
+
+
+def is_readable(path: Path) -> bool:
+    """Whether `load_checkpoint` can read a file."""
+    try:
+        load_checkpoint(path)
+    except InputError:
+        return False
+    return True
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Any], list[str]]:

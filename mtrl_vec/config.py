@@ -42,7 +42,7 @@ class TrainConfig:
     """A training run. Shapes: ``B`` environments, ``T`` steps per rollout, ``K`` tasks."""
 
     tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
-    """Tasks to learn together, in equal shares."""
+    """Tasks to learn together; in equal shares, unless --schedule says otherwise."""
     total_frames: int = 2_000_000
     """Environment steps to train for, over all tasks; rounded up to whole iterations."""
     seed: int = 1
@@ -64,7 +64,7 @@ class TrainConfig:
     overwrite: bool = False
     """Replace the run in --run-dir if there is one."""
     quiet: bool = False
-    """No progress display."""
+    """Show nothing but events and errors."""
     wandb: bool = False
     """Also log to Weights & Biases, which has to be installed."""
     checkpoint_seconds: float = 60.0
@@ -116,8 +116,8 @@ class TrainConfig:
     eval_interval: int = 250_000
     """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none."""
     eval_episodes: int = 60
-    """Episodes per task of such an evaluation, rounded up to what the workers share evenly: fresh goals, mean action,
-    the time limit of training."""
+    """Episodes per task of such an evaluation, rounded up to what the workers share evenly: always the same goals, mean
+    action, the time limit of training."""
 
     schedule: ScheduleName = "uniform"
     """Which tasks to practise, and how to weigh them in the loss: see `mtrl_vec.schedule`. uniform: every environment

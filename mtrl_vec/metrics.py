@@ -44,7 +44,7 @@ COLUMNS = {
     "train/<task>/episode_length": "their mean length in steps",
     "train/<task>/share": "share of the rollout's frames",
     "train/<task>/weight": "weight in the loss; 1 in sum over the tasks",
-    "train/<task>/loss_critic": "the critic's squared error of its frames, with its coefficient",
+    "train/<task>/loss_critic": "the critic's squared error, with its coefficient, in units of the scaled reward",
     "train/<task>/action_std": "mean standard deviation of the actions",
     "train/loss_policy": "PPO's clipped objective, mean over the minibatches",
     "train/loss_critic": "the critic's squared error, with its coefficient, mean over the minibatches",
@@ -130,6 +130,10 @@ class EpisodeStatistics:
             out |= {f"train/{task}/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
             out[f"train/{task}/share"] = float(share)
         return out
+
+    def episodes(self) -> list[int]:
+        """Whole episodes that the statistics of each task are of, [K], at most ``window``."""
+        return [len(recent) for recent in self._recent]
 
     def state(self) -> dict[str, Any]:
         """A copy of all that the statistics go on from, as plain tensors and values."""

@@ -128,7 +128,7 @@ def load_run(path: Path) -> Run:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but `NOT_LEARNING`, or metrics files ``seed<N>.csv`` of one folder, by their label.
+    """Runs that differ in nothing but `NOT_LEARNING`, by their label; or metrics files ``<name>-seed<N>.csv`` of a folder.
 
     A label names the settings that most groups do not share; where there are none, those that any does not. If these
     are none either, or more than `MAX_SETTINGS`, it is what the runs are called.
@@ -156,7 +156,8 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _differ_in_seed(a: Run, b: Run) -> bool:
     if a.settings is not None or b.settings is not None:
         return a.settings == b.settings
-    return a.path.parent == b.path.parent and all(re.fullmatch(r"seed\d+", run.name) for run in (a, b))
+    kinds = [re.fullmatch(r"(.*?-?)seed\d+", run.name) for run in (a, b)]
+    return a.path.parent == b.path.parent and None not in kinds and len({kind[1] for kind in kinds if kind}) == 1
 
 
 def _differences(settings: dict[str, Any], configs: Sequence[dict[str, Any]]) -> dict[str, Any]:

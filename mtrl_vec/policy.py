@@ -255,8 +255,8 @@ class CriticHeads(nn.Module):
             rate: of the exponential averages. The first rollout of a task counts as a whole.
         """
         count = task_one_hot.sum(0)
-        mean = (task_one_hot * target).sum(0) / count.clamp(min=1)
-        square = (task_one_hot * target**2).sum(0) / count.clamp(min=1)
+        mean = torch.where(task_one_hot > 0, target, 0.0).sum(0) / count.clamp(min=1)
+        square = torch.where(task_one_hot > 0, target**2, 0.0).sum(0) / count.clamp(min=1)
         fine = (count > 0) & (mean + square).isfinite()
         rate_now = torch.where(self.updates > 0, rate, 1.0)
         new_mean = torch.lerp(self.value_mean, mean, rate_now)

@@ -85,7 +85,7 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
     config = dataclasses.replace(config, total_frames=max(config.total_frames, 2 * config.frames_per_batch))
     trainer = Trainer(config, timer=Timer(synchronize=resolve_device(config.device).type == "cuda"))
     device, timer = trainer.device, trainer.timer
-    with _removed_on_failure(trainer.run_dir), trainer.running() as iterate:
+    with trainer.lock, _removed_on_failure(trainer.run_dir), trainer.running() as iterate:
         for _ in range(warmup):
             iterate()
         before, cpu_before, start = dict(timer.seconds), time.process_time(), time.perf_counter()

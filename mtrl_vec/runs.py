@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from mtrl_vec.checkpoint import BEST_NAME, DUMP_NAME, checkpoint_name, checkpoints, damaged, first_line, leftovers
+from mtrl_vec.checkpoint import (
+    BEST_NAME,
+    DUMP_NAME,
+    checkpoint_name,
+    checkpoints,
+    damaged,
+    first_line,
+    is_readable,
+    leftovers,
+)
 from mtrl_vec.config import HOW_NOT_WHAT, TrainConfig
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import versions
@@ -113,9 +122,11 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
         )
     lock, used = RunLock(folder), checkpoint_name(checkpoint["frames"])
     try:
-        write_config(folder, config)
         for path in itertools.takewhile(lambda path: path.name != used, checkpoints(folder)):
+            if is_readable(path):
+                raise InputError(f"{folder} has {path.name}, which is newer than {used}: try again, or move it away")
             path.rename(path.with_suffix(".damaged"))  # or it would count as one of the newest
+        write_config(folder, config)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): make room or change its permissions") from error
     return folder, lock
@@ -160,7 +171,7 @@ def require_wandb() -> None:
 
 
 class RunLock:
-    """Keeps other processes out of a run's folder, until `release` or the end of this process.
+    """Keeps other processes out of a run's folder, until the end of a ``with`` block or of this process.
 
     Raises:
         InputError: one of them is in there.
@@ -170,15 +181,23 @@ class RunLock:
         self._descriptor: int | None = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.release()
             raise InputError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
+        except OSError:  # a file system that cannot lock
+            self.release()
 
     def release(self) -> None:
         """Let others in."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     __del__ = release
 
@@ -276,6 +295,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
+        self._write_file()
         self._file.close()
         with contextlib.suppress(OSError):
             if self._tensorboard is not None:

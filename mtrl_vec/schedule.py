@@ -35,6 +35,12 @@ class TaskStatistics:
     """The critic's loss."""
     frames: int
     """Environment steps so far, over all tasks."""
+    episodes: Array
+    """Whole episodes that success and return are of, at most 50."""
+
+
+ENOUGH = 20
+"""Episodes that it takes to believe in a success rate."""
 
 
 def with_floor(shares: Array, floor: float) -> Array:
@@ -103,7 +109,8 @@ class Curriculum(Schedule):
         if self._stage >= len(self._order):
             return
         limit = self.config.curriculum_frames
-        learned = statistics.success[self._order[self._stage]] >= self.config.curriculum_success
+        task = self._order[self._stage]
+        learned = statistics.success[task] >= self.config.curriculum_success and statistics.episodes[task] >= ENOUGH
         if learned or (limit is not None and statistics.frames - self._stage_began >= limit):
             self._stage, self._stage_began = self._stage + 1, statistics.frames
             self._share()

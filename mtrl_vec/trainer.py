@@ -83,7 +83,7 @@ class Trainer:
         if config.wandb:
             require_wandb()
         place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
-        self.run_dir, self._lock = place
+        self.run_dir, self.lock = place
         torch.manual_seed(config.seed)
         self.timer = timer or Timer()
         self.policy = SharedPolicy(config).to(self.device)
@@ -143,7 +143,7 @@ class Trainer:
         """
         cfg = self.config
         with contextlib.ExitStack() as closing:  # in reverse order, each even if another fails
-            closing.callback(self._lock.release)
+            closing.enter_context(self.lock)
             closing.callback(self._remove_if_empty)
             total = cfg.num_iterations * cfg.frames_per_batch
             display = closing.enter_context(
@@ -319,7 +319,10 @@ class Trainer:
 
     def _task_weights(self) -> NDArray[np.float64]:
         """The schedule's and the fixed ones together, [K], 1 in sum."""
-        weights = self.schedule.weights * np.array(self.config.task_weights or 1.0)
+        fixed = np.array(self.config.task_weights or np.ones(len(self.config.tasks)))
+        weights = self.schedule.weights * fixed
+        if not weights.any():  # the schedule wants what is switched off
+            weights = fixed
         return weights / weights.sum()
 
     def _look_ahead(self, summary: Mapping[str, float], values: Mapping[str, float]) -> None:
@@ -331,6 +334,7 @@ class Trainer:
                 episode_return=np.array([summary[f"train/{task}/return"] for task in tasks]),
                 loss=np.array([values[f"{task}/loss_critic"] for task in tasks]),
                 frames=self.iteration * self.config.frames_per_batch,
+                episodes=np.array(self.episodes.episodes(), dtype=np.float64),
             )
         )
 

@@ -88,7 +88,10 @@ class SimulatorPool(ParallelEnv):
                 with contextlib.suppress(Exception):
                     self._cleanup_failed_worker_startup()
                 raise WorkerDied(f"simulation workers cannot be started ({error or type(error).__name__})") from error
-        self._processes = [psutil.Process(process.pid) for process in self._workers]
+        try:
+            self._processes = [psutil.Process(process.pid) for process in self._workers]
+        except psutil.Error as error:
+            raise WorkerDied("a simulation worker died right after its start") from error
 
     def _cleanup_failed_worker_startup(self) -> None:
         workers = list(self._workers)

@@ -140,4 +140,5 @@ def test_one_task_has_nothing_to_balance(method) -> None:
     if method == "pcgrad":
         for a, b in zip(balanced.policy.parameters(), plain[0].policy.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert all(torch.isfinite(parameter).all() for parameter in balanced.policy.parameters())
+    for a, b in zip(balanced.policy.torso.parameters(), plain[0].policy.torso.parameters(), strict=True):
+        assert torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.9999  # CAGrad's are longer

@@ -224,12 +224,11 @@ def test_a_run_is_resumed_on_the_gpu(tmp_path, device) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("balance", ["pcgrad", "cagrad"])
-def test_balanced_steps_are_captured_and_equal_eager_ones(balance) -> None:
-    eager, expected = learn(
-        tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=False, balance=balance)
-    )
-    ppo, got = learn(tiny_config(device="cuda", precision="fp32", compile="off", balance=balance))
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("changes", [{"balance": "pcgrad"}, {"balance": "cagrad"}, {"popart": True}])
+def test_balanced_and_normalised_steps_are_captured_and_equal_eager_ones(changes, compile) -> None:
+    eager, expected = learn(tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=False, **changes))
+    ppo, got = learn(tiny_config(device="cuda", precision="fp32", compile=compile, **changes))
     assert ppo.step.graph is not None
     for a, b in zip(ppo.policy.parameters(), eager.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -174,5 +174,7 @@ def test_popart_follows_the_targets_and_changes_no_output() -> None:
     torch.testing.assert_close(policy.value(*inputs), before, rtol=1e-3, atol=1e-3)
     broken = target.clone()
     broken[0] = torch.nan
-    critic.adapt(broken, inputs[1], 0.1)
+    mean = critic.value_mean.clone()
+    critic.adapt(broken, inputs[1], 0.1)  # of the first task
+    assert critic.value_mean[0] == mean[0] and critic.value_mean[1] != mean[1]
     assert all(torch.isfinite(tensor).all() for tensor in critic.state_dict().values())

@@ -24,8 +24,10 @@ from mtrl_vec.trainer import Trainer
 NAMES = list(SCHEDULES)
 
 
-def seen(*success: float, frames: int = 0, loss: tuple[float, ...] = (1.0, 1.0, 1.0)) -> TaskStatistics:
-    return TaskStatistics(np.array(success), np.zeros(3), np.array(loss), frames)
+def seen(
+    *success: float, frames: int = 0, loss: tuple[float, ...] = (1.0, 1.0, 1.0), episodes: int = 50
+) -> TaskStatistics:
+    return TaskStatistics(np.array(success), np.zeros(3), np.array(loss), frames, np.full(3, float(episodes)))
 
 
 def test_uniform_leaves_everything_as_it_is() -> None:
@@ -40,6 +42,8 @@ def test_a_curriculum_goes_on_by_success_and_keeps_a_floor_for_what_is_done() ->
     np.testing.assert_allclose(schedule.shares, [0, 1, 0])
     schedule.update(seen(math.nan, math.nan, math.nan))
     schedule.update(seen(1.0, 0.89, 1.0))  # that others are good does not matter
+    np.testing.assert_allclose(schedule.shares, [0, 1, 0])
+    schedule.update(seen(1.0, 1.0, 1.0, episodes=3))  # luck
     np.testing.assert_allclose(schedule.shares, [0, 1, 0])
     schedule.update(seen(0.2, 0.9, 0.0))
     np.testing.assert_allclose(schedule.shares, [0.9, 0.1, 0])
