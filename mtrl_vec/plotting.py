@@ -128,7 +128,7 @@ def load_run(path: Path) -> Run:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but `NOT_LEARNING`, by their label; or metrics files ``<name>-seed<N>.csv`` of a folder.
+    """Runs that differ in nothing but `NOT_LEARNING`, or metrics files ``<name>-seed<N>.csv`` of a folder, by label.
 
     A label names the settings that most groups do not share; where there are none, those that any does not. If these
     are none either, or more than `MAX_SETTINGS`, it is what the runs are called.

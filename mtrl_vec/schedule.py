@@ -71,6 +71,14 @@ class Schedule:
     def update(self, statistics: TaskStatistics) -> None:
         """Look at an iteration, and change shares and weights."""
 
+    def loss_weights(self) -> Array:
+        """The schedule's weights times the fixed ones of ``task_weights``, [K], 1 in sum."""
+        fixed = np.array(self.config.task_weights or np.ones(self.num_tasks))
+        weights = self.weights * fixed
+        if not weights.any():  # the schedule wants what is switched off
+            weights = fixed
+        return weights / weights.sum()
+
     def state(self) -> dict[str, Any]:
         """A copy of all that the schedule goes on from, as plain tensors and values."""
         kept = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray | int)}

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 
 from mtrl_vec.acting import ActingPolicy
@@ -212,7 +211,7 @@ class Trainer:
             self.schedule.restore(self._last_whole["schedule"])
             self.collection.start(self.schedule.shares, self._last_whole["simulators"])
             self._restore()  # last, as starting may draw random numbers
-        self.ppo.weigh(self._task_weights().tolist())
+        self.ppo.weigh(self.schedule.loss_weights().tolist())
 
     def _save(self, log: RunLog) -> None:
         if self._last_whole is None or self.frames <= self.saved_frames:
@@ -274,7 +273,7 @@ class Trainer:
 
         def iterate_and_look() -> tuple[TensorDictBase, dict[str, float], dict[str, torch.Tensor]]:
             self.collection.share(self.schedule.shares)
-            self.ppo.weigh(self._task_weights().tolist())
+            self.ppo.weigh(self.schedule.loss_weights().tolist())
             rollout, values = iterate()
             with timer("checkpoint"):
                 return rollout, values, self.collection.snapshot()
@@ -317,14 +316,6 @@ class Trainer:
                 self._save(log)
                 saved = time.perf_counter()
 
-    def _task_weights(self) -> NDArray[np.float64]:
-        """The schedule's and the fixed ones together, [K], 1 in sum."""
-        fixed = np.array(self.config.task_weights or np.ones(len(self.config.tasks)))
-        weights = self.schedule.weights * fixed
-        if not weights.any():  # the schedule wants what is switched off
-            weights = fixed
-        return weights / weights.sum()
-
     def _look_ahead(self, summary: Mapping[str, float], values: Mapping[str, float]) -> None:
         """Let the schedule see the iteration, and decide on the next one."""
         tasks = self.config.tasks
@@ -357,7 +348,10 @@ class Trainer:
             "memory/device": on_gpu,
             "train/action_std": float(stds.mean()),
             **{f"train/{task}/action_std": float(std) for task, std in zip(cfg.tasks, stds.mean(1), strict=True)},
-            **{f"train/{task}/weight": float(w) for task, w in zip(cfg.tasks, self._task_weights(), strict=True)},
+            **{
+                f"train/{task}/weight": float(w)
+                for task, w in zip(cfg.tasks, self.schedule.loss_weights(), strict=True)
+            },
         }
 
     def _progress(self) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def test_difficulty_by_the_decrease_of_the_loss() -> None:
     np.testing.assert_allclose(schedule.weights, [p / sum(powers) for p in powers])
 
 
+def test_fixed_weights_times_those_of_the_schedule() -> None:
+    schedule = make_schedule(tiny_config(schedule="difficulty", share_floor=0.0, task_weights=(1.0, 3.0, 0.0)))
+    schedule.update(seen(0.5, 0.5, 0.0))  # 1/4, 1/4, 1/2
+    np.testing.assert_allclose(schedule.loss_weights(), [0.25, 0.75, 0])
+    schedule.update(seen(1.0, 1.0, 0.0))  # all for the task that is switched off
+    np.testing.assert_allclose(schedule.loss_weights(), [0.25, 0.75, 0])
+
+
 def test_progress_is_the_difference_of_two_averages_up_or_down() -> None:
     schedule = make_schedule(tiny_config(schedule="progress"))
     schedule.update(seen(0.0, math.nan, 0.0))
