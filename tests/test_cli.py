@@ -175,6 +175,10 @@ def workers_of(processes: list[psutil.Process]) -> list[int]:
     return [pid for pid, (parent, _) in about.items() if about.get(parent, (0, False))[1]]
 
 
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+
+
 def at_ctrl_c() -> None:
     """As in a terminal, also where the tests run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -206,6 +210,7 @@ def start_training(run: Path, *flags: str) -> tuple[subprocess.Popen, list[psuti
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None:
+    before = shared_memory()
     process, children = start_training(tmp_path / "run")
     assert len(workers_of(children)) == 2
     # A terminal sends Ctrl-C to every process of the group; a scheduler sends SIGTERM to the one it started.
@@ -217,6 +222,7 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert "Traceback" not in err
     assert content["frames"] >= 3 * 192
     assert not still_running(children)
+    assert shared_memory() <= before
     # metrics.csv and checkpoint tell of the same number of whole iterations, unless it came between the two.
     rows = (tmp_path / "run" / "metrics.csv").read_text().count("\n") - 1
     assert content["iteration"] - rows in (-1, 0)

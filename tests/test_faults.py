@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import tiny_config
-from test_cli import descendants, start_training, still_running, workers_of
+from test_cli import descendants, shared_memory, start_training, still_running, workers_of
 from test_resume import SETTINGS, assert_same, metrics, train, whole_state
 
 from mtrl_vec import diagnosis, trainer
@@ -24,10 +24,6 @@ from mtrl_vec.evaluation import Evaluation
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.runs import RunLog
 from mtrl_vec.trainer import Trainer
-
-
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
