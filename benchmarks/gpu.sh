@@ -19,6 +19,7 @@ step() {
 step tests "$python" -m pytest -q tests/test_cuda.py tests/test_training.py -k "cuda"
 step learner "$python" benchmarks/learner.py --rounds 3 --json "$out/learner.json"
 step routing "$python" benchmarks/routing.py --json "$out/routing.json"
+step schedule_cost "$python" benchmarks/schedule_cost.py --rounds 10 --json "$out/schedule_cost.json"
 step profile "$python" -m mtrl_vec profile --run-dir "$out/profile" --overwrite --json "$out/profile.json"
 step profile-overlap "$python" -m mtrl_vec profile --overlap --run-dir "$out/profile-overlap" --overwrite \
   --json "$out/profile-overlap.json"
@@ -26,5 +27,5 @@ step train "$python" -m mtrl_vec train --run-dir "$out/train" --overwrite
 step eval "$python" -m mtrl_vec eval "$out/train" --json "$out/eval.json"
 step train-overlap "$python" -m mtrl_vec train --overlap --run-dir "$out/train-overlap" --overwrite
 step eval-overlap "$python" -m mtrl_vec eval "$out/train-overlap" --json "$out/eval-overlap.json"
-tail -n 25 "$out"/{tests,learner,routing,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
+tail -n 25 "$out"/{tests,learner,routing,schedule_cost,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
 exit $failed

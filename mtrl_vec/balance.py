@@ -1,8 +1,8 @@
 """Where tasks disagree about the shared torso: combining their gradients so that none is trampled on.
 
-A task's gradient is that of its part of the loss; without balance they are added up. Both methods work on the Gram
-matrix of the gradients, a few numbers per pair of tasks, so that the gradients themselves are read twice: once for the
-matrix and once for the combination.
+A task's gradient is that of its part of the loss; without balance they are added up. The methods, and what is told of
+the gradients, need but their Gram matrix, a few numbers per pair of tasks, so that the gradients themselves are read
+twice: once for the matrix and once for the combination.
 
 Shapes: ``K`` tasks, ``P`` parameters of the torso.
 """
@@ -20,6 +20,11 @@ Coefficients = Callable[[Tensor, Tensor], Tensor]
 CAGRAD_RADIUS = 0.4
 CAGRAD_STEPS, CAGRAD_RATE = 40, 8.0  # within 0.3 % of the exact solution on 200 random problems
 _TINY = 1e-12
+
+
+def added(gram: Tensor, random: Tensor | None = None) -> Tensor:
+    """No balance: [K, K] -> [K]."""
+    return torch.ones_like(gram[0])
 
 
 def pcgrad(gram: Tensor, random: Tensor) -> Tensor:
@@ -61,21 +66,28 @@ def cagrad(gram: Tensor, random: Tensor | None = None) -> Tensor:
     return 1 + k * radius / length * weights
 
 
-METHODS: dict[str, Coefficients] = {"pcgrad": pcgrad, "cagrad": cagrad}
+METHODS: dict[str, Coefficients] = {"none": added, "pcgrad": pcgrad, "cagrad": cagrad}
 
 
-def combine(gradients: list[Tensor], coefficients: Coefficients, random: Tensor) -> list[Tensor]:
-    """Combine the tasks' gradients of several parameters.
-
-    Args:
-        gradients: [K, ...] for each parameter.
-        coefficients: one of `METHODS`.
-        random: numbers in [0, 1), [K, K].
-
-    Returns:
-        The combined gradients [...] of each parameter.
-    """
+def gram_matrix(gradients: list[Tensor]) -> Tensor:
+    """Products of the tasks' gradients with each other, [K, K], over all parameters, [K, ...] each."""
     flat = [gradient.flatten(1) for gradient in gradients]
-    gram = torch.stack([g @ g.T for g in flat]).sum(0)
-    mix = coefficients(gram, random)
-    return [(mix @ g).view(gradient.shape[1:]) for g, gradient in zip(flat, gradients, strict=True)]
+    return torch.stack([g @ g.T for g in flat]).sum(0)
+
+
+def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of the tasks' gradients [K], and the cosines between them [K, K]: NaN where one has no length."""
+    norms = gram.diagonal().sqrt()
+    return norms, gram / norms.outer(norms)
+
+
+def cosines_with_others(gram: Tensor) -> Tensor:
+    """Cosine of each task's gradient with the sum of all others, [K, K] -> [K]: NaN where one has no length."""
+    own, row = gram.diagonal(), gram.sum(1)
+    others = gram.sum() - 2 * row + own  # squared length of their sum
+    return (row - own) / (own * others.clamp(min=0)).sqrt()
+
+
+def combine(gradients: list[Tensor], mix: Tensor) -> list[Tensor]:
+    """The tasks' gradients [K, ...] of each parameter, combined with the coefficients ``mix`` [K] to [...] each."""
+    return [(mix @ gradient.flatten(1)).view(gradient.shape[1:]) for gradient in gradients]

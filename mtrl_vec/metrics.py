@@ -42,9 +42,12 @@ COLUMNS = {
     "train/<task>/success_rate": "share of the last 50 whole episodes in which any step was a success",
     "train/<task>/return": "their mean sum of rewards",
     "train/<task>/episode_length": "their mean length in steps",
+    "train/<task>/progress": "learning progress: a fast less a slow moving average of the success rate",
     "train/<task>/share": "share of the rollout's frames",
     "train/<task>/weight": "weight in the loss; 1 in sum over the tasks",
     "train/<task>/loss_critic": "the critic's squared error, with its coefficient, in units of the scaled reward",
+    "train/<task>/grad_norm": "norm of its gradient over the torso, with its weight, in the last minibatch",
+    "train/<task>/grad_cosine": "cosine of that with the gradient of all other tasks: below 0 they are in conflict",
     "train/<task>/action_std": "mean standard deviation of the actions",
     "train/loss_policy": "PPO's clipped objective, mean over the minibatches",
     "train/loss_critic": "the critic's squared error, with its coefficient, mean over the minibatches",
@@ -82,11 +85,18 @@ def resident_megabytes(pids: Iterable[int]) -> float:
     return total / 1e6
 
 
+FAST, SLOW = 0.3, 0.1
+"""Rates per iteration of the two moving averages of success whose difference is learning progress."""
+
+
 class EpisodeStatistics:
     """Success, return and length of the last ``window`` whole episodes of every task, from consecutive rollouts.
 
     An episode is successful if any of its steps was. Episodes that did not start at their first step (random phases) or
     ended in unstable physics are left out.
+
+    Attributes:
+        fast_success, slow_success: [K], moving averages of the success rate over the rollouts.
     """
 
     def __init__(self, tasks: Sequence[str], num_envs: int, whole: bool, window: int = 50) -> None:
@@ -99,6 +109,7 @@ class EpisodeStatistics:
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._recent: list[deque[tuple[bool, float, int]]] = [deque(maxlen=window) for _ in tasks]
         self._share = np.full(len(tasks), np.nan)
+        self.fast_success, self.slow_success = np.zeros(len(tasks)), np.zeros(len(tasks))
 
     def update(self, rollout: TensorDictBase) -> None:
         """Take in a rollout [B, T] with raw rewards."""
@@ -120,15 +131,20 @@ class EpisodeStatistics:
                     episode = bool(self._success[env]), float(self._return[env]), int(self._length[env])
                     self._recent[task_idx[env, t]].append(episode)
                 self._whole[env], self._return[env], self._success[env], self._length[env] = True, 0.0, False, 0
+        # Episodes that have not ended have not succeeded.
+        success = np.array([np.mean([episode[0] for episode in recent] or 0.0) for recent in self._recent])
+        self.fast_success += FAST * (success - self.fast_success)
+        self.slow_success += SLOW * (success - self.slow_success)
 
     def summary(self) -> dict[str, float]:
         """The ``<task>`` columns that come from episodes; NaN while there are none."""
         out: dict[str, float] = {}
-        for task, recent, share in zip(self.tasks, self._recent, self._share, strict=True):
+        progress = self.fast_success - self.slow_success
+        for task, recent, share, change in zip(self.tasks, self._recent, self._share, progress, strict=True):
             means = np.mean(recent, axis=0) if recent else (np.nan,) * 3
             names = ("success_rate", "return", "episode_length")
             out |= {f"train/{task}/{name}": float(mean) for name, mean in zip(names, means, strict=True)}
-            out[f"train/{task}/share"] = float(share)
+            out[f"train/{task}/share"], out[f"train/{task}/progress"] = float(share), float(change)
         return out
 
     def episodes(self) -> list[int]:
@@ -137,11 +153,10 @@ class EpisodeStatistics:
 
     def state(self) -> dict[str, Any]:
         """A copy of all that the statistics go on from, as plain tensors and values."""
-        columns = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
         return {
             "unstable_episodes": self.unstable_episodes,
             "recent": [[tuple(episode) for episode in recent] for recent in self._recent],
-            **{name: torch.tensor(column) for name, column in columns.items()},
+            **{name: torch.tensor(column) for name, column in self._columns().items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -150,6 +165,9 @@ class EpisodeStatistics:
         for recent, episodes in zip(self._recent, state["recent"], strict=True):
             recent.clear()
             recent.extend(episodes)
-        columns = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
-        for name, column in columns.items():
+        for name, column in self._columns().items():
             column[:] = state[name].numpy()
+
+    def _columns(self) -> dict[str, NDArray]:
+        episodes = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
+        return episodes | {"fast_success": self.fast_success, "slow_success": self.slow_success}

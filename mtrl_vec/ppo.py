@@ -21,7 +21,7 @@ from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from mtrl_vec.balance import METHODS, combine
+from mtrl_vec.balance import METHODS, combine, cosines_with_others, gram_matrix, norms_and_cosines
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import DeviceCopy, GraphedCall, autocast, on_stream
 from mtrl_vec.errors import Diverged
@@ -123,7 +123,7 @@ class PPO:
         )
         # TorchRL's exploration type is one for the whole process, where simulators may be acting in another thread.
         self.loss.deterministic_sampling_mode = ExplorationType.RANDOM
-        self.combination = METHODS.get(config.balance)
+        self.coefficients = METHODS[config.balance]
         self.params = [p for p in policy.parameters() if p.requires_grad]
         self.lr = torch.tensor(config.lr, device=self.device)
         self.optimizer = torch.optim.Adam(self.params, lr=self.lr, eps=1e-5, fused=True, capturable=on_gpu)
@@ -136,18 +136,22 @@ class PPO:
         self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
         # Of a frame in the loss, by its task, [K]: 1 on average over the tasks.
         self.task_weights = torch.ones(len(config.tasks), device=self.device)
-        self.random = torch.zeros(len(config.tasks), len(config.tasks), device=self.device)  # for `combine`
+        self.random = torch.zeros(len(config.tasks), len(config.tasks), device=self.device)  # for `coefficients`
+        self.gram = torch.full_like(self.random, torch.nan)
+        """Of the tasks' gradients over the torso in the last step of `update`, see `mtrl_vec.balance.gram_matrix`."""
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         # Fused optimisers leave everything as it is where this is 1, without anybody having to wait for it.
         self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
 
         self.advantages, self.minibatch_loss = self._advantages, self._minibatch_loss
-        self.step: Callable[[], Tensor] = self._step
+        self.step: Callable[[], Tensor] = self._step if config.balance == "none" else self._step_by_task
+        self.last_step: Callable[[], Tensor] = self._step_by_task  # of an update: once in a while is enough to know
         if config.compiles(self.device.type):
             self.advantages = torch.compile(self._advantages, fullgraph=True)
             self.minibatch_loss = torch.compile(self._minibatch_loss, fullgraph=True)
         if on_gpu and config.cuda_graphs:
-            self.step = GraphedCall(self._step, warmup=config.num_epochs * config.num_minibatches)
+            steps = config.num_epochs * config.num_minibatches
+            self.step, self.last_step = GraphedCall(self.step, max(1, steps - 1)), GraphedCall(self.last_step, 1)
 
     def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
         """Everything there is to do with a rollout [B, T], which is on the CPU and stays as it is.
@@ -233,23 +237,28 @@ class PPO:
 
         Returns:
             Metrics, as device tensors: means over all minibatches that were not skipped, but ``approx_kl`` over the
-            last epoch, when the policy is furthest from the one that acted.
+            last epoch, when the policy is furthest from the one that acted, and of the tasks' gradients in the last
+            step.
         """
         cfg = self.config
         self._take(data.select(*LEARNING_KEYS).reshape(-1))
         steps: list[Tensor] = []
-        for _ in range(cfg.num_epochs):
+        for epoch in range(cfg.num_epochs):
             order = torch.randperm(cfg.frames_per_batch, device=self.device, generator=self.generator)
-            for rows in order.view(cfg.num_minibatches, -1):
+            for i, rows in enumerate(order.view(cfg.num_minibatches, -1)):
                 self.rows.copy_(rows)
                 if cfg.balance == "pcgrad":
                     self.random.copy_(torch.rand(self.random.shape, device=self.device, generator=self.generator))
-                steps.append(self.step().clone())
+                last = epoch + 1 == cfg.num_epochs and i + 1 == cfg.num_minibatches
+                steps.append((self.last_step if last else self.step)().clone())
         skipped, in_a_row, table = torch.stack(steps).tensor_split([1, 2], dim=1)
         table = table.masked_fill(skipped > 0, torch.nan)
         names = [*STEP_METRICS, *(f"{task}/loss_critic" for task in cfg.tasks)]
         metrics = dict(zip(names, table.nanmean(0).unbind(), strict=True))
         metrics["approx_kl"] = table[-cfg.num_minibatches :, STEP_METRICS.index("approx_kl")].nanmean()
+        norms, cosines = norms_and_cosines(self.gram)[0], cosines_with_others(self.gram)
+        for name, column in (("grad_norm", norms), ("grad_cosine", cosines)):
+            metrics |= {f"{task}/{name}": value for task, value in zip(cfg.tasks, column, strict=True)}
         metrics["lr"] = self.lr.clone()
         return metrics | {"skipped_updates": skipped.sum(), "skipped_in_a_row": in_a_row[-1, 0]}
 
@@ -282,18 +291,32 @@ class PPO:
         Returns:
             Whether it was skipped, how many were in a row, `STEP_METRICS`, and the critic's loss per task: [2 + 5 + K].
         """
-        assert self.frames is not None
-        batch = self.frames[self.rows]
-        torso = self.policy.torso.module
-        copies = torso.copies() if self.combination else None
-        total, metrics = self.minibatch_loss(batch, copies)
+        total, metrics = self.minibatch_loss(self._minibatch())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if copies is not None and self.combination:
-            by_task = [c.grad for c in copies if c.grad is not None]
-            combined = combine(by_task, self.combination, self.random)
-            for parameter, gradient in zip(torso.parameters(), combined, strict=True):
-                parameter.grad = gradient
+        return self._descend(total, metrics)
+
+    def _step_by_task(self) -> Tensor:
+        """The same with the tasks' gradients over the torso known, in `gram`, and combined as ``balance`` says."""
+        torso = self.policy.torso.module
+        copies = torso.copies()
+        # Where only the last step goes by task it is not worth compiling.
+        loss = self._minibatch_loss if self.config.balance == "none" else self.minibatch_loss
+        total, metrics = loss(self._minibatch(), copies)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        by_task = [c.grad for c in copies if c.grad is not None]
+        self.gram.copy_(gram_matrix(by_task))
+        combined = combine(by_task, self.coefficients(self.gram, self.random))
+        for parameter, gradient in zip(torso.parameters(), combined, strict=True):
+            parameter.grad = gradient
+        return self._descend(total, metrics)
+
+    def _minibatch(self) -> TensorDictBase:
+        assert self.frames is not None
+        return self.frames[self.rows]
+
+    def _descend(self, total: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.config.max_grad_norm)
         skipped = 1.0 - torch.isfinite(total.detach() + metrics["grad_norm"]).float()
         self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
@@ -303,8 +326,7 @@ class PPO:
         return torch.cat([counts, means, metrics["task_loss_critic"]])
 
     def _last_minibatch(self) -> dict[str, Any]:
-        assert self.frames is not None
-        return {"policy_state": self.policy.state_dict(), "minibatch": self.frames[self.rows].to_dict()}
+        return {"policy_state": self.policy.state_dict(), "minibatch": self._minibatch().to_dict()}
 
     def state(self) -> dict[str, Any]:
         """All that learning goes on from, but the policy; not a copy."""

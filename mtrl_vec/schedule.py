@@ -25,18 +25,31 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """Of one iteration, [K] each; NaN where there is nothing to tell yet."""
+    """Of one iteration, [K] each but where it says otherwise; NaN where there is nothing to tell yet."""
 
     success: Array
     """Success rate of the last whole episodes."""
     episode_return: Array
     """Mean return of the same."""
+    fast_success: Array
+    """Fast moving average of the success rate."""
+    slow_success: Array
+    """Slow moving average of the success rate."""
     loss: Array
     """The critic's loss."""
+    gradient_norm: Array
+    """Norm of the tasks' parts of the gradient over the torso, weights included, in the iteration's last minibatch."""
+    gradient_cosine: Array
+    """Cosines between them, [K, K]."""
     frames: int
     """Environment steps so far, over all tasks."""
     episodes: Array
     """Whole episodes that success and return are of, at most 50."""
+
+    @property
+    def progress(self) -> Array:
+        """Learning progress, [K]: how the success rate has changed of late, up or down."""
+        return self.fast_success - self.slow_success
 
 
 ENOUGH = 20
@@ -157,35 +170,17 @@ class Difficulty(Schedule):
         self.weights = with_floor(shares, self.config.share_floor)
 
 
-class Progress(Schedule):
+class Progress(RandomTask):
     """Shares by absolute learning progress: practise what is being learned, or forgotten.
 
-    A bandit over tasks as in Teacher-Student curriculum learning (Matiisen et al. 2017): progress is the difference of
-    a fast and a slow moving average of the success rate.
+    A bandit over tasks as in Teacher-Student curriculum learning (Matiisen et al. 2017). Progress is
+    `TaskStatistics.progress`, the difference of a fast and a slow moving average of the success rate.
     """
-
-    FAST, SLOW = 0.3, 0.1
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        self.shares = np.full(self.num_tasks, 1 / self.num_tasks)
-        self._fast = np.zeros(self.num_tasks)
-        self._slow = np.zeros(self.num_tasks)
 
     def update(self, statistics: TaskStatistics) -> None:
         """Share by the progress of now."""
-        self._average(statistics)
-        self.shares = with_floor(proportional(self.progress, self.config.temperature), self.config.share_floor)
-
-    @property
-    def progress(self) -> Array:
-        """Absolute learning progress, [K]."""
-        return np.abs(self._fast - self._slow)
-
-    def _average(self, statistics: TaskStatistics) -> None:
-        success = np.nan_to_num(statistics.success, nan=0.0)  # an episode that has not ended has not succeeded
-        self._fast = self._fast + self.FAST * (success - self._fast)
-        self._slow = self._slow + self.SLOW * (success - self._slow)
+        progress = proportional(np.abs(statistics.progress), self.config.temperature)
+        self.shares = with_floor(progress, self.config.share_floor)
 
 
 class MetaController(nn.Module):
@@ -202,7 +197,7 @@ class MetaController(nn.Module):
         return self.layers(state)
 
 
-class Meta(Progress):
+class Meta(RandomTask):
     """A `MetaController` chooses every slot's next task; learning progress is its reward: the tutorial's hierarchy.
 
     Policy gradient (Williams 1992) once per iteration, on its expectation over the many slots that draw from the same
@@ -220,15 +215,16 @@ class Meta(Progress):
 
     def update(self, statistics: TaskStatistics) -> None:
         """Learn from what the last choice has brought, then choose again."""
-        self._average(statistics)
-        reward = torch.tensor(self.progress / self.progress.max() if self.progress.max() > 0 else self.progress)
+        progress = np.abs(statistics.progress)
+        reward = torch.tensor(progress / progress.max() if progress.max() > 0 else progress)
         log_share = torch.log_softmax(self.controller(torch.tensor(self._seen, dtype=torch.float32)), 0)
         share = log_share.detach().exp()
         advantage = (reward - (share * reward).sum()).float()
         self.optimizer.zero_grad()
         (-(share * advantage * log_share).sum()).backward()
         self.optimizer.step()
-        self._seen = np.concatenate([np.nan_to_num(statistics.success, nan=0.0), self._fast, self._slow])
+        averages = statistics.fast_success, statistics.slow_success
+        self._seen = np.concatenate([np.nan_to_num(statistics.success, nan=0.0), *averages])
         with torch.no_grad():
             chosen = torch.softmax(self.controller(torch.tensor(self._seen, dtype=torch.float32)), 0)
         exact = chosen.double().numpy()

@@ -20,6 +20,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from mtrl_vec.acting import ActingPolicy
+from mtrl_vec.balance import norms_and_cosines
 from mtrl_vec.checkpoint import (
     BEST_NAME,
     DUMP_NAME,
@@ -35,7 +36,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import resolve_device
 from mtrl_vec.diagnosis import explained
 from mtrl_vec.display import ProgressDisplay
-from mtrl_vec.errors import Diverged, WorkerDied
+from mtrl_vec.errors import Diverged, InputError, WorkerDied
 from mtrl_vec.evaluation import Evaluation
 from mtrl_vec.machine import versions
 from mtrl_vec.metrics import SECTIONS, EpisodeStatistics, resident_megabytes
@@ -47,7 +48,7 @@ from mtrl_vec.timing import Timer
 from mtrl_vec.workers import default_num_workers
 
 T = TypeVar("T")
-Iterate = Callable[[], tuple[TensorDictBase, dict[str, float]]]
+Iterate = Callable[[], dict[str, float]]
 
 
 def resolve_num_workers(config: TrainConfig) -> int:
@@ -105,7 +106,11 @@ class Trainer:
         self._ahead: TensorDictBase | None = None  # the next rollout, where it is collected while learning
         self._last_whole: dict[str, Any] | None = None if checkpoint is None else dict(checkpoint)
         if checkpoint is not None:
-            self._restore()
+            try:
+                self._restore()
+            except KeyError as error:
+                message = f"the run in {self.run_dir} is from another version (there is no {error}): start a new one"
+                raise InputError(message) from error
             self.saved_frames = self.frames
             self._changes = changes(config, checkpoint)
             self._counts, self._elapsed = dict(checkpoint["counts"]), checkpoint["elapsed"]
@@ -162,7 +167,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Iterate]:
-        """Start the simulators. Gives a function that runs one iteration: a rollout [B, T] and the metrics of learning.
+        """Start the simulators. Gives a function that runs one iteration, and returns the metrics of learning.
+
+        It practises what the schedule has decided on, and lets it see what came of it.
 
         With ``overlap`` it learns from a rollout while the next one is collected, by a policy that is one iteration
         behind; the learner's thread is mostly in torch, which lets the collecting one run. The first two iterations do
@@ -201,7 +208,18 @@ class Trainer:
                 # A new thread takes as many as any other has set last, which may be the one of collecting.
                 threads = (torch.get_num_threads(),)
                 learner = closing.enter_context(ThreadPoolExecutor(1, "learner", torch.set_num_threads, threads))
-            yield at_once if self.config.overlap else one_after_the_other
+            collect_and_learn = at_once if self.config.overlap else one_after_the_other
+
+            def iterate() -> dict[str, float]:
+                weights = self.schedule.loss_weights().tolist()
+                self.collection.share(self.schedule.shares)
+                self.ppo.weigh(weights)
+                rollout, metrics = collect_and_learn()
+                self.episodes.update(rollout)
+                self.schedule.update(self._statistics(metrics))
+                return metrics | {f"{task}/weight": w for task, w in zip(self.config.tasks, weights, strict=True)}
+
+            yield iterate
 
     def _start_simulators(self) -> None:
         if self._last_whole is None:
@@ -271,21 +289,18 @@ class Trainer:
     def _loop(self, iterate: Iterate, evaluate: Evaluation, log: RunLog, display: ProgressDisplay) -> None:
         cfg, timer = self.config, self.timer
 
-        def iterate_and_look() -> tuple[TensorDictBase, dict[str, float], dict[str, torch.Tensor]]:
-            self.collection.share(self.schedule.shares)
-            self.ppo.weigh(self.schedule.loss_weights().tolist())
-            rollout, values = iterate()
+        def iterate_and_look() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+            values = iterate()
             with timer("checkpoint"):
-                return rollout, values, self.collection.snapshot()
+                return values, self.collection.snapshot()
 
         start = saved = time.perf_counter()
         elapsed_before = self._elapsed
         while self.iteration < cfg.num_iterations:
             before, seconds = time.perf_counter(), dict(timer.seconds)
-            rollout, values, slots = self._again_if_workers_die(iterate_and_look, log, self._start_simulators)
+            values, slots = self._again_if_workers_die(iterate_and_look, log, self._start_simulators)
             sps = cfg.frames_per_batch / (time.perf_counter() - before)
             self.iteration += 1
-            self.episodes.update(rollout)
             self._counts["skipped_updates"] += int(values.pop("skipped_updates"))
             evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
             evaluation["eval/mean_success_rate"] = math.nan
@@ -298,17 +313,15 @@ class Trainer:
                         log.event(f"cannot write {BEST_NAME} in {self.run_dir} ({error.strerror}): the run goes on")
 
             self._elapsed = elapsed_before + time.perf_counter() - start
-            summary = self.episodes.summary()
             row = {
                 **self._progress_row(sps, seconds),
-                **summary,
+                **self.episodes.summary(),
                 **evaluation,
                 **{f"train/{name}": value for name, value in values.items()},
                 **{f"train/{name}": count for name, count in self._counts.items()},
                 "train/unstable_episodes": self.episodes.unstable_episodes,
             }
             log.write(row)
-            self._look_ahead(summary, values)
             with timer("checkpoint"):
                 self._last_whole = self._state(slots)
             display.update(row)
@@ -316,17 +329,20 @@ class Trainer:
                 self._save(log)
                 saved = time.perf_counter()
 
-    def _look_ahead(self, summary: Mapping[str, float], values: Mapping[str, float]) -> None:
-        """Let the schedule see the iteration, and decide on the next one."""
-        tasks = self.config.tasks
-        self.schedule.update(
-            TaskStatistics(
-                success=np.array([summary[f"train/{task}/success_rate"] for task in tasks]),
-                episode_return=np.array([summary[f"train/{task}/return"] for task in tasks]),
-                loss=np.array([values[f"{task}/loss_critic"] for task in tasks]),
-                frames=self.iteration * self.config.frames_per_batch,
-                episodes=np.array(self.episodes.episodes(), dtype=np.float64),
-            )
+    def _statistics(self, metrics: Mapping[str, float]) -> TaskStatistics:
+        """Of the iteration that is just over."""
+        tasks, summary = self.config.tasks, self.episodes.summary()
+        norms, cosines = norms_and_cosines(self.ppo.gram.cpu())
+        return TaskStatistics(
+            success=np.array([summary[f"train/{task}/success_rate"] for task in tasks]),
+            episode_return=np.array([summary[f"train/{task}/return"] for task in tasks]),
+            fast_success=self.episodes.fast_success.copy(),
+            slow_success=self.episodes.slow_success.copy(),
+            loss=np.array([metrics[f"{task}/loss_critic"] for task in tasks]),
+            gradient_norm=norms.double().numpy(),
+            gradient_cosine=cosines.double().numpy(),
+            frames=(self.iteration + 1) * self.config.frames_per_batch,
+            episodes=np.array(self.episodes.episodes(), dtype=np.float64),
         )
 
     def _progress_row(self, sps: float, seconds: Mapping[str, float]) -> dict[str, float]:
@@ -348,10 +364,6 @@ class Trainer:
             "memory/device": on_gpu,
             "train/action_std": float(stds.mean()),
             **{f"train/{task}/action_std": float(std) for task, std in zip(cfg.tasks, stds.mean(1), strict=True)},
-            **{
-                f"train/{task}/weight": float(w)
-                for task, w in zip(cfg.tasks, self.schedule.loss_weights(), strict=True)
-            },
         }
 
     def _progress(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,15 @@ from conftest import tiny_config
 from scipy.optimize import minimize
 from test_ppo import make_rollout
 
-from mtrl_vec.balance import CAGRAD_RADIUS, cagrad, combine, pcgrad
+from mtrl_vec.balance import (
+    CAGRAD_RADIUS,
+    cagrad,
+    combine,
+    cosines_with_others,
+    gram_matrix,
+    norms_and_cosines,
+    pcgrad,
+)
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import LEARNING_KEYS, PPO
 
@@ -73,6 +83,29 @@ def test_cagrad_helps_the_worst_task_as_much_as_an_exact_solver(seed) -> None:
     assert (gradients @ direction).min() > (gradients @ mean).min() - 1e-9
 
 
+def test_norms_and_cosines_by_hand() -> None:
+    """Three tasks, over two parameters: (3, 4), (0, -1), (0, 0)."""
+    gradients = [torch.tensor([[3.0], [0.0], [0.0]]), torch.tensor([[4.0], [-1.0], [0.0]])]
+    gram = gram_matrix(gradients)
+    assert gram.tolist() == [[25, -4, 0], [-4, 1, 0], [0, 0, 0]]
+    norms, cosines = norms_and_cosines(gram)
+    assert norms.tolist() == [5, 1, 0]
+    torch.testing.assert_close(cosines[:2, :2], torch.tensor([[1, -0.8], [-0.8, 1]]))
+    assert cosines[2].isnan().all() and cosines[:, 2].isnan().all()
+    assert cosines_with_others(gram)[:2].tolist() == pytest.approx([-0.8, -0.8])
+    assert cosines_with_others(gram)[2].isnan()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cosines_with_the_sum_of_the_others(seed) -> None:
+    gradients = random_gradients(seed)
+    others = gradients.sum(0) - gradients
+    lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(others, axis=1)
+    expected = (gradients * others).sum(1) / lengths
+    got = cosines_with_others(gram_matrix([torch.tensor(gradients)]))
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-9)
+
+
 def setup(tasks: tuple[str, ...] = ("reach", "push", "pick-place"), **changes: object):
     torch.manual_seed(0)
     config = tiny_config(tasks=tasks, **changes)
@@ -104,13 +137,43 @@ def test_gradients_by_task_equal_one_backward_pass_for_each(compiling, monkeypat
 
 
 def test_a_combination_that_adds_up_is_the_gradient_without_balance() -> None:
-    (plain, batch), (balanced, _) = setup(), setup(balance="pcgrad")
-    balanced.combination = lambda gram, random: torch.ones(len(gram))
-    for learner in (plain, balanced):
+    """The last step of an update goes by task to know the gradients, and learns the same."""
+    (plain, batch), (last, _) = setup(), setup()
+    for learner in (plain, last):
         learner.frames, learner.rows = batch, torch.arange(len(batch))
-        learner.step()
-    for (name, a), b in zip(plain.policy.named_parameters(), balanced.policy.parameters(), strict=True):
+    plain.step()
+    last.last_step()
+    for (name, a), b in zip(plain.policy.named_parameters(), last.policy.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert plain.gram.isnan().all() and last.gram.isfinite().all()
+
+
+@pytest.mark.parametrize("balance", ["none", "cagrad"])
+def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(balance) -> None:
+    """Against one backward pass per task from where the last step started."""
+    ppo, _ = setup(balance=balance, num_epochs=2, num_minibatches=3)
+    data = make_rollout(ppo.policy, 12, 16)
+    ppo.add_advantages(data)
+    ppo.weigh([1.0, 0.0, 3.0])
+    before, step = {}, ppo.last_step
+    ppo.last_step = lambda: (before.update(copy.deepcopy(ppo.policy.state_dict())), step())[1]
+    metrics = ppo.update(data)
+    ppo.policy.load_state_dict(before)
+    torso, gradients = list(ppo.policy.torso.parameters()), []
+    for weights in ([1, 0, 0], [0, 0, 3]):
+        ppo.task_weights.copy_(torch.tensor(weights) * 3 / 4)
+        total, _ = ppo.minibatch_loss(ppo.frames[ppo.rows])
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, torso)]))
+    reach, pick_place = gradients
+    assert float(metrics["reach-v3/grad_norm"]) == pytest.approx(float(reach.norm()), rel=1e-3)
+    assert float(metrics["push-v3/grad_norm"]) == 0
+    assert float(metrics["pick-place-v3/grad_norm"]) == pytest.approx(float(pick_place.norm()), rel=1e-3)
+    cosine = float(torch.cosine_similarity(reach, pick_place, dim=0))
+    assert float(metrics["reach-v3/grad_cosine"]) == pytest.approx(cosine, abs=1e-3)
+    assert float(metrics["pick-place-v3/grad_cosine"]) == pytest.approx(cosine, abs=1e-3)
+    assert metrics["push-v3/grad_cosine"].isnan()
+    norms, cosines = norms_and_cosines(ppo.gram)
+    assert float(cosines[0, 2]) == pytest.approx(cosine, abs=1e-3) and float(norms[1]) == 0
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
@@ -122,7 +185,8 @@ def test_a_step_follows_the_combined_gradient_and_only_the_torso_is_balanced(met
     total, _ = ppo.minibatch_loss(batch, copies)
     gradients = torch.autograd.grad(total, [*copies, *ppo.policy.critic_heads.parameters()])
     ppo.random.copy_(torch.rand(3, 3))
-    expected = combine(list(gradients[: len(copies)]), {"pcgrad": pcgrad, "cagrad": cagrad}[method], ppo.random)
+    by_task = list(gradients[: len(copies)])
+    expected = combine(by_task, {"pcgrad": pcgrad, "cagrad": cagrad}[method](gram_matrix(by_task), ppo.random))
     ppo.step()
     for parameter, want in zip(torso.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-6)

@@ -206,8 +206,8 @@ def test_the_update_uses_every_frame_once_per_epoch() -> None:
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
     seen: list[torch.Tensor] = []
-    original = ppo.minibatch_loss
-    ppo.minibatch_loss = lambda batch, copies: (seen.append(batch["action"][:, 0]), original(batch, copies))[1]
+    original = ppo._minibatch
+    ppo._minibatch = lambda: (seen.append(original()["action"][:, 0]), original())[1]
     ppo.update(td)
     assert [len(s) for s in seen] == [48] * 12
     everything = td["action"][..., 0].flatten().sort().values

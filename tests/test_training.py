@@ -256,10 +256,12 @@ def test_episode_statistics_by_hand() -> None:
         "train/a/return": 6.0,
         "train/a/episode_length": 3.0,
         "train/a/share": 0.5,
+        "train/a/progress": pytest.approx(0.3 - 0.1),  # nothing has ended in the first rollout
         "train/b/success_rate": 0.5,
         "train/b/return": 11.0,
         "train/b/episode_length": 2.0,
         "train/b/share": 0.5,
+        "train/b/progress": pytest.approx(0.3 * 0.5 - 0.1 * 0.5),
     }
     assert phased.summary()["train/b/return"] == 12.0
     assert math.isnan(phased.summary()["train/a/return"])

@@ -1,0 +1,144 @@
+"""The study of schedules: what it reads from runs, what it skips and goes on with, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import learning
+import numpy as np
+import pytest
+import schedule_cost
+import schedules
+
+from mtrl_vec.checkpoint import save_checkpoint
+from mtrl_vec.cli import parse_train
+from mtrl_vec.errors import InputError
+
+REACH, PUSH, PICK_PLACE = learning.TASK_NAMES
+
+
+def metrics_of(reach: list[float], others: list[float], share: list[float]) -> dict[str, np.ndarray]:
+    """Metrics of a run: success of reach and of the others, and how much of the frames pick-place has."""
+    rows = np.arange(1, len(reach) + 1)
+    success = {f"train/{task}/success_rate": np.array(others) for task in (PUSH, PICK_PLACE)}
+    columns = {"frames": 100 * rows, "time/elapsed": 90.0 * rows, "time/sps": 10.0 * rows**2}
+    shares = {f"train/{PICK_PLACE}/share": np.array(share)}
+    return columns | success | shares | {f"train/{REACH}/success_rate": np.array(reach)}
+
+
+def test_figures_by_hand() -> None:
+    metrics = metrics_of([math.nan, 0.5, 0.9, 0.8, 0.6, 0.7], [0.0, 0.9, 0.9, 0.95, 1, 1], [0, 0, 0.5, 0.6, 0.9, 0.4])
+    assert schedules.first_mean_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
+    assert all(math.isnan(value) for value in schedules.first_mean_success(metrics, 0.95))
+    assert schedules.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
+    # Once reach was at 0.9, pick-place had most of the frames twice.
+    assert schedules.forgetting(metrics, REACH, PICK_PLACE) == 0.6
+    assert math.isnan(schedules.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
+    assert math.isnan(schedules.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
+
+
+def test_screening_first_and_finals_by_seed() -> None:
+    cells = schedules.cells(schedules.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7))
+    assert list(cells) == ["uniform", "meta", *(f"{n}-final-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
+    assert cells["meta"] == ["--schedule", "meta", "--seed", "1", "--total-frames", "2000000"]
+    assert cells["pcgrad-final-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7"]
+    for flags in schedules.cells(schedules.Args()).values():
+        parse_train(flags)
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch) -> list[tuple[str, ...]]:
+    """The commands that were run, which leave behind what they do; the third one, a training, is interrupted."""
+    commands: list[tuple[str, ...]] = []
+
+    def run(command, *arguments):
+        commands.append((command, *arguments))
+        if command == "eval":
+            scores = {f"eval/{task}/success_rate": 0.96 for task in learning.TASK_NAMES}
+            scores |= {"eval/mean_success_rate": 0.96, "checkpoint": "best.pt", "frames": 123}
+            Path(arguments[-1]).write_text(json.dumps([scores]))
+            return
+        run_dir = Path(arguments[-1])
+        if arguments[0] != "--resume":
+            run_dir.mkdir(parents=True)
+            config = parse_train(arguments).to_dict()
+            (run_dir / "config.json").write_text(json.dumps(config))
+            save_checkpoint(run_dir / "checkpoint-1.pt", {"config": config})
+            if len(commands) == 3:
+                raise KeyboardInterrupt
+        metrics = metrics_of([0.5, 0.95], [0.8, 0.97], [0.3, 0.3]) | {"time/evaluate": np.ones(2)}
+        metrics["frames"] = np.array([400_000, 2_000_000])
+        lines = [",".join(metrics), *(",".join(map(str, row)) for row in zip(*metrics.values(), strict=True))]
+        (run_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
+        save_checkpoint(run_dir / "best.pt", {"frames": 123, "policy": {}})
+
+    monkeypatch.setattr(learning, "run", run)
+    monkeypatch.setattr(schedules, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(schedules, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(schedules, "plot_runs", lambda runs, out: [])
+    return commands
+
+
+def study(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["schedules.py", *arguments])
+    return schedules.main()
+
+
+def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path, monkeypatch, capsys) -> None:
+    assert study(monkeypatch, "--only", "uniform", "progress") == 130
+    cells = [line.split(",")[0] for line in (tmp_path / "results" / "results.csv").read_text().splitlines()]
+    assert cells == ["cell", "uniform"]
+    capsys.readouterr()
+    assert study(monkeypatch, "--only", "uniform", "progress") == 0
+    progress = str(tmp_path / "runs" / "progress")
+    assert [command[:3] for command in ran] == [
+        ("train", "--seed", "1"),
+        ("eval", str(tmp_path / "runs" / "uniform"), "--seeds"),
+        ("train", "--schedule", "progress"),
+        ("train", "--resume", progress),
+        ("eval", progress, "--seeds"),
+    ]
+    table = capsys.readouterr().out
+    assert "| uniform | 0.960 | 0.960 | 0.960 | 0.960 | 2.0M | 2.00M | 3.0 | 25 |  |" in table
+    assert "| progress | 0.960 |" in table
+    assert study(monkeypatch, "--report-only") == 0
+    assert capsys.readouterr().out == table and len(ran) == 5
+
+
+def test_what_is_refused(ran, monkeypatch, capsys) -> None:
+    for arguments, message in {
+        ("--report-only",): "nothing has been measured yet",
+        ("--only", "best"): "unknown schedule 'best': known are uniform, random",
+        ("--finalists", "best"): "unknown schedule 'best'",
+    }.items():
+        assert study(monkeypatch, *arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert study(monkeypatch, "--only", "uniform") == 0
+    assert study(monkeypatch, "--only", "uniform", "--screen-frames", "3000000") == 2
+    assert "is of other flags" in capsys.readouterr().err
+
+
+def test_costs_are_ratios_to_the_uniform_schedule() -> None:
+    small = "--num-envs 6 --num-workers 1 --num-steps 8 --num-epochs 1 --num-minibatches 2 --total-frames 9600"
+    results = schedule_cost.measure(schedule_cost.Args(rounds=1, only=("meta", "cagrad"), flags=small))
+    assert results["ratio/uniform"] == results["update_ratio/uniform"] == 1
+    table = schedule_cost.report(results).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| uniform", "| uniform, again", "| meta", "| cagrad"]
+    for name in ("meta", "cagrad"):
+        assert results[f"ratio/{name}"] == pytest.approx(results[f"seconds/{name}"] / results["seconds/uniform"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"only": ("best",)}, "unknown schedule 'best'"),
+        ({"json": Path("no/x")}, "folder"),
+    ],
+)
+def test_costs_of_bad_input(changes, message) -> None:
+    with pytest.raises(InputError, match=message):
+        schedule_cost.measure(schedule_cost.Args(**changes))
