@@ -90,6 +90,7 @@ def update_call(config: TrainConfig, device: torch.device) -> Callable[[], objec
     torch.manual_seed(0)
     policy = SharedPolicy(config).to(device)
     ppo = PPO(config, policy)
+    ppo.last_step = ppo.step  # of few steps here the one that goes by task would be a large part
     data = random_rollout(policy, config.num_envs).to(device)
     ppo.add_advantages(data)
 

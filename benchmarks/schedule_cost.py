@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from common import progress, write_results
+from learning import run_study
 from schedules import SCHEDULES
 
 from mtrl_vec.cli import parse_train
@@ -53,6 +55,7 @@ def measure(args: Args) -> dict[str, float]:
     for name in args.only:
         if name not in SCHEDULES:
             raise InputError(f"unknown schedule {name!r}: known are {', '.join(SCHEDULES)}")
+    torch._dynamo.config.recompile_limit = 64  # on a GPU each of them compiles the same functions
     flags = {"uniform": "", AGAIN: "", **{name: SCHEDULES[name] for name in args.only if name != "uniform"}}
     whole: dict[str, list[float]] = {name: [] for name in flags}
     update: dict[str, list[float]] = {name: [] for name in flags}
@@ -61,15 +64,15 @@ def measure(args: Args) -> dict[str, float]:
         iterations = {}
         for i, (name, flag) in enumerate(flags.items()):
             common = ["--eval-interval", "0", "--quiet", "--run-dir", str(folder / str(i))]
-            trainer = Trainer(parse_train([*flag.split(), *args.flags.split(), *common]))
+            trainer = Trainer(parse_train([*args.flags.split(), *flag.split(), *common]))
             closing.enter_context(trainer.lock)
             iterations[name] = closing.enter_context(trainer.running()), trainer.timer
             for _ in range(WARMUP):
                 iterations[name][0]()
-        names = list(iterations)
+        names, order = list(iterations), np.random.default_rng(0)
         for turn in range(args.rounds):
             progress(f"round {turn + 1} of {args.rounds}")
-            for name in np.roll(names, turn):  # nobody always comes after the same
+            for name in order.permutation(names):  # nobody always comes after the same
                 iterate, timer = iterations[name]
                 before, start = timer.seconds["update"], time.perf_counter()
                 iterate()
@@ -94,14 +97,13 @@ def report(results: dict[str, float]) -> str:
 
 def main() -> int:
     args = tyro.cli(Args)
-    try:
+
+    def study() -> None:
         results = measure(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report(results))
-    write_results(args.json, dict(results))
-    return 0
+        print(report(results))
+        write_results(args.json, dict(results))
+
+    return run_study(study)
 
 
 if __name__ == "__main__":

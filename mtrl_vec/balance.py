@@ -49,13 +49,14 @@ def cagrad(gram: Tensor, random: Tensor | None = None) -> Tensor:
 
     Of all directions within `CAGRAD_RADIUS` of the mean gradient, relative to its length, the one that helps the task
     most that it helps least. Its dual, over the simplex of the tasks, is minimised by exponentiated gradient descent.
-    As long as a sum: ``K`` times what the paper has.
+    As long as a sum: ``K`` times what the paper has. A task without gradient (of zero weight, or not practised yet) has
+    no say: it would be the one that is helped least, whatever is done.
     """
     k = len(gram)
     gram = gram / gram.diagonal().mean().clamp(min=_TINY)  # the combination does not depend on the scale
     with_mean = gram.mean(1)  # products of each gradient with the mean one
     radius = CAGRAD_RADIUS * with_mean.mean().clamp(min=0).sqrt()
-    logits = torch.zeros(k, device=gram.device, dtype=gram.dtype)
+    logits = torch.zeros_like(with_mean).masked_fill(gram.diagonal() <= 0, -1e4)  # finite, if there are no others
     for _ in range(CAGRAD_STEPS):
         weights = torch.softmax(logits, 0)
         product = gram @ weights
@@ -83,9 +84,10 @@ def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosines_with_others(gram: Tensor) -> Tensor:
     """Cosine of each task's gradient with the sum of all others, [K, K] -> [K]: NaN where one has no length."""
-    own, row = gram.diagonal(), gram.sum(1)
-    others = gram.sum() - 2 * row + own  # squared length of their sum
-    return (row - own) / (own * others.clamp(min=0)).sqrt()
+    other = 1 - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+    product = (gram * other).sum(1)
+    squared = ((other @ gram) * other).sum(1)  # lengths of the sums; not by subtraction, lest small tasks drown
+    return product / (gram.diagonal().sqrt() * squared.clamp(min=0).sqrt())
 
 
 def combine(gradients: list[Tensor], mix: Tensor) -> list[Tensor]:

@@ -28,7 +28,14 @@ CHOICES = {
     "difficulty_by": get_args(DifficultyBy),
     "balance": get_args(Balance),
 }
-
+USED_BY = {
+    **dict.fromkeys(("curriculum", "curriculum_success", "curriculum_frames"), ("curriculum",)),
+    "difficulty_by": ("difficulty",),
+    "meta_lr": ("meta",),
+    "temperature": ("difficulty", "progress"),
+    "share_floor": ("curriculum", "difficulty", "progress", "meta"),
+}
+"""Settings that only some schedules look at."""
 
 HOW_NOT_WHAT = {
     *("device", "compile", "cuda_graphs", "precision", "num_workers", "run_dir", "overwrite", "quiet", "wandb"),
@@ -232,6 +239,12 @@ class TrainConfig:
             _require(len(weights) == k, "task_weights", weights, f"must be {k} numbers, one for each task")
             ok = all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0
             _require(ok, "task_weights", weights, "must not be negative, and not all zero")
+            ok = self.schedule != "curriculum" or min(weights) > 0
+            _require(ok, "task_weights", weights, "must be positive in a curriculum: it waits for each to be learned")
+        for name, schedules in USED_BY.items():
+            value = getattr(self, name)  # whose default is the class's attribute
+            used = self.schedule in schedules or value == getattr(type(self), name)
+            _require(used, name, value, f"must stay as it is without --schedule {' or '.join(schedules)}")
 
     def compiles(self, device_type: str) -> bool:
         """Whether to compile on ``cpu`` or ``cuda``."""

@@ -132,9 +132,9 @@ class EpisodeStatistics:
                     self._recent[task_idx[env, t]].append(episode)
                 self._whole[env], self._return[env], self._success[env], self._length[env] = True, 0.0, False, 0
         # Episodes that have not ended have not succeeded.
-        success = np.array([np.mean([episode[0] for episode in recent] or 0.0) for recent in self._recent])
-        self.fast_success += FAST * (success - self.fast_success)
-        self.slow_success += SLOW * (success - self.slow_success)
+        rates = np.array([np.mean([episode[0] for episode in recent] or 0.0) for recent in self._recent])
+        self.fast_success += FAST * (rates - self.fast_success)
+        self.slow_success += SLOW * (rates - self.slow_success)
 
     def summary(self) -> dict[str, float]:
         """The ``<task>`` columns that come from episodes; NaN while there are none."""

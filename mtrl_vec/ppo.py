@@ -152,6 +152,8 @@ class PPO:
         if on_gpu and config.cuda_graphs:
             steps = config.num_epochs * config.num_minibatches
             self.step, self.last_step = GraphedCall(self.step, max(1, steps - 1)), GraphedCall(self.last_step, 1)
+        if config.balance != "none":
+            self.last_step = self.step
 
     def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
         """Everything there is to do with a rollout [B, T], which is on the CPU and stays as it is.
@@ -228,7 +230,7 @@ class PPO:
         return added
 
     def weigh(self, weights: Sequence[float]) -> None:
-        """Weigh the tasks in the loss from now on, [K] in proportion; one of zero is not learned from at all."""
+        """Weigh the tasks in the loss from now on, [K] in proportion. One of zero has no gradient, if it is finite."""
         mean = sum(weights) / len(weights)
         self.task_weights.copy_(torch.tensor([weight / mean for weight in weights]))
 

@@ -81,8 +81,9 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
         InputError: see `Trainer`.
         WorkerDied: a simulation worker ended on its own.
     """
-    # One iteration would be the last, which has nothing to overlap with.
-    config = dataclasses.replace(config, total_frames=max(config.total_frames, 2 * config.frames_per_batch))
+    # The last iteration of a run has nothing to overlap with: there is one more to come.
+    frames = (warmup + iterations + 2) * config.frames_per_batch
+    config = dataclasses.replace(config, total_frames=max(config.total_frames, frames))
     trainer = Trainer(config, timer=Timer(synchronize=resolve_device(config.device).type == "cuda"))
     device, timer = trainer.device, trainer.timer
     with trainer.lock, _removed_on_failure(trainer.run_dir), trainer.running() as iterate:

@@ -37,7 +37,8 @@ from mtrl_vec.machine import versions
 from mtrl_vec.metrics import column_names
 
 WHOLE_STATE = {"policy", "ppo", "acting", "random", "episodes", "schedule", "simulators", "ahead", "counts", "seconds"}
-"""What a checkpoint needs for a run to go on."""
+WHOLE_STATE |= {"fast_success"}
+"""What a checkpoint needs for a run to go on, the last of it among its episodes."""
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 EVENTS_NAME = "events.log"
@@ -107,7 +108,7 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
     """
     folder = config.run_dir
     assert folder is not None
-    if missing := WHOLE_STATE - checkpoint.keys():
+    if missing := WHOLE_STATE - {*checkpoint, *checkpoint.get("episodes", ())}:
         what = "is from another version" if "simulators" in checkpoint else "holds a policy, but not the state of a run"
         raise InputError(f"{folder} {what} (there is no {min(missing)}): it cannot be resumed")
     before = resumed_config(folder, checkpoint)

@@ -201,8 +201,8 @@ class Meta(RandomTask):
     """A `MetaController` chooses every slot's next task; learning progress is its reward: the tutorial's hierarchy.
 
     Policy gradient (Williams 1992) once per iteration, on its expectation over the many slots that draw from the same
-    shares: ``sum_k pi_k * (r_k - sum_j pi_j r_j) * grad log pi_k``. The rewards are the absolute progress, divided by
-    its largest.
+    shares: ``sum_k pi_k * (r_k - sum_j pi_j r_j) * grad log pi_k``. The rewards are the absolute progress of the
+    iteration after the choice, divided by its largest. ``share_floor`` is mixed in after the controller.
     """
 
     def __init__(self, config: TrainConfig) -> None:

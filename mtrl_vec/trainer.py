@@ -36,7 +36,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.device import resolve_device
 from mtrl_vec.diagnosis import explained
 from mtrl_vec.display import ProgressDisplay
-from mtrl_vec.errors import Diverged, InputError, WorkerDied
+from mtrl_vec.errors import Diverged, WorkerDied
 from mtrl_vec.evaluation import Evaluation
 from mtrl_vec.machine import versions
 from mtrl_vec.metrics import SECTIONS, EpisodeStatistics, resident_megabytes
@@ -106,11 +106,7 @@ class Trainer:
         self._ahead: TensorDictBase | None = None  # the next rollout, where it is collected while learning
         self._last_whole: dict[str, Any] | None = None if checkpoint is None else dict(checkpoint)
         if checkpoint is not None:
-            try:
-                self._restore()
-            except KeyError as error:
-                message = f"the run in {self.run_dir} is from another version (there is no {error}): start a new one"
-                raise InputError(message) from error
+            self._restore()
             self.saved_frames = self.frames
             self._changes = changes(config, checkpoint)
             self._counts, self._elapsed = dict(checkpoint["counts"]), checkpoint["elapsed"]
@@ -215,6 +211,7 @@ class Trainer:
                 self.collection.share(self.schedule.shares)
                 self.ppo.weigh(weights)
                 rollout, metrics = collect_and_learn()
+                self.iteration += 1
                 self.episodes.update(rollout)
                 self.schedule.update(self._statistics(metrics))
                 return metrics | {f"{task}/weight": w for task, w in zip(self.config.tasks, weights, strict=True)}
@@ -229,7 +226,6 @@ class Trainer:
             self.schedule.restore(self._last_whole["schedule"])
             self.collection.start(self.schedule.shares, self._last_whole["simulators"])
             self._restore()  # last, as starting may draw random numbers
-        self.ppo.weigh(self.schedule.loss_weights().tolist())
 
     def _save(self, log: RunLog) -> None:
         if self._last_whole is None or self.frames <= self.saved_frames:
@@ -300,7 +296,6 @@ class Trainer:
             before, seconds = time.perf_counter(), dict(timer.seconds)
             values, slots = self._again_if_workers_die(iterate_and_look, log, self._start_simulators)
             sps = cfg.frames_per_batch / (time.perf_counter() - before)
-            self.iteration += 1
             self._counts["skipped_updates"] += int(values.pop("skipped_updates"))
             evaluation = dict.fromkeys([f"eval/{task}/success_rate" for task in cfg.tasks], math.nan)
             evaluation["eval/mean_success_rate"] = math.nan
@@ -341,7 +336,7 @@ class Trainer:
             loss=np.array([metrics[f"{task}/loss_critic"] for task in tasks]),
             gradient_norm=norms.double().numpy(),
             gradient_cosine=cosines.double().numpy(),
-            frames=(self.iteration + 1) * self.config.frames_per_batch,
+            frames=self.iteration * self.config.frames_per_batch,
             episodes=np.array(self.episodes.episodes(), dtype=np.float64),
         )
 

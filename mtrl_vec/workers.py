@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torchrl.envs import ParallelEnv
 
-from mtrl_vec.errors import WorkerDied
+from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.timing import Timer
 
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -125,7 +125,17 @@ class SimulatorPool(ParallelEnv):
         return result
 
     def set_shares(self, shares: NDArray[np.float64] | None) -> None:
-        """Draw the tasks of new episodes from shares [K], None: environments keep theirs. Raises `WorkerDied`."""
+        """Draw the tasks of new episodes from shares [K], None: environments keep theirs.
+
+        Raises:
+            InputError: the shares are not a point of the simplex.
+            WorkerDied: a worker ended on its own.
+        """
+        k = self.observation_spec["task_one_hot"].shape[-1]
+        if shares is not None and not (
+            np.shape(shares) == (k,) and np.min(shares) >= 0 and np.isclose(np.sum(shares), 1)
+        ):
+            raise InputError(f"shares are {shares}: give {k} numbers that are not negative, and 1 in sum")
         if self.is_closed:
             self.start()
         self._ask("set_shares", [(shares,)] * self.num_workers)

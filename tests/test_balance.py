@@ -96,6 +96,20 @@ def test_norms_and_cosines_by_hand() -> None:
     assert cosines_with_others(gram)[2].isnan()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_cagrad_of_a_task_without_gradient_is_that_of_the_others(seed) -> None:
+    gram = torch.tensor(random_gradients(seed) @ random_gradients(seed).T)
+    absent = torch.nn.functional.pad(gram, (1, 0, 1, 0))
+    torch.testing.assert_close(cagrad(absent)[1:], cagrad(gram), rtol=1e-6, atol=1e-6)
+    assert cagrad(torch.zeros(3, 3)).isfinite().all()
+
+
+def test_cosines_of_a_task_that_is_small_beside_the_others() -> None:
+    gradients = torch.tensor([[1e4, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    expected = [(0.6 - 1) / np.hypot(0.4, 0.8), 0.6, -1]  # of push with (9999, 0), of pick-place with (10000.6, 0.8)
+    assert cosines_with_others(gram_matrix([gradients])).tolist() == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_cosines_with_the_sum_of_the_others(seed) -> None:
     gradients = random_gradients(seed)

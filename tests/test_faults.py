@@ -26,12 +26,19 @@ from mtrl_vec.runs import RunLog
 from mtrl_vec.trainer import Trainer
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, overlap) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "curriculum", "curriculum_frames": 384},
+        {"schedule": "difficulty", "difficulty_by": "loss", "overlap": True},
+    ],
+    ids=["one after the other", "overlap"],
+)
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, settings) -> None:
     """Killed at three moments: in a rollout, right after one, and while its replacement starts."""
-    train(tmp_path / "undisturbed", num_workers=2, overlap=overlap)
+    train(tmp_path / "undisturbed", num_workers=2, **settings)
     np.random.seed(0)
-    run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, overlap=overlap, **SETTINGS))
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, **SETTINGS, **settings))
     collect, start, calls = run.collection.collect, run.collection.start, []
 
     def kill_one() -> None:

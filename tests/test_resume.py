@@ -169,6 +169,12 @@ def test_what_cannot_be_resumed_is_one_line_and_nothing_changes(tmp_path, capsys
     save_checkpoint(
         only_policy / "checkpoint-1.pt", {k: content[k] for k in ("config", "iteration", "frames", "policy")}
     )
+    older = tmp_path / "older"
+    older.mkdir()
+    episodes = {k: v for k, v in content["episodes"].items() if k != "fast_success"}
+    save_checkpoint(
+        older / "checkpoint-1.pt", {k: v for k, v in content.items() if k != "format"} | {"episodes": episodes}
+    )
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "checkpoint-5.pt").write_bytes(b"PK torn")
@@ -180,6 +186,10 @@ def test_what_cannot_be_resumed_is_one_line_and_nothing_changes(tmp_path, capsys
         (
             ["--resume", str(only_policy), "--total-frames", "999"],
             f"{only_policy} holds a policy, but not the state of a run",
+        ),
+        (
+            ["--resume", str(older), "--total-frames", "999"],
+            f"{older} is from another version (there is no fast_success)",
         ),
         (["--resume", str(run)], "total_frames is 192"),
         (["--resume", str(run), "--lr", "1"], "lr is 1.0: the run in"),

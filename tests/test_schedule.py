@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_resume import assert_same, resume, train_until_interrupted, whole_stat
 
 from mtrl_vec.cli import main
 from mtrl_vec.envs import make_env
+from mtrl_vec.errors import InputError
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ppo import PPO
 from mtrl_vec.schedule import SCHEDULES, MetaController, TaskStatistics, make_schedule
@@ -144,7 +146,10 @@ def test_the_meta_controllers_gradient_and_what_it_comes_to() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_always_on_the_simplex_above_the_floor_deterministic_and_resumable(name) -> None:
-    config = tiny_config(schedule=name, share_floor=0.07, curriculum_frames=5)
+    if name == "curriculum":
+        config = tiny_config(schedule=name, share_floor=0.07, curriculum_frames=5)
+    else:
+        config = tiny_config(schedule=name, **{} if name in ("uniform", "random") else {"share_floor": 0.07})
     one, same, resumed = (make_schedule(config) for _ in range(3))
     rng = np.random.default_rng(0)
     history = []
@@ -242,9 +247,25 @@ def test_a_task_of_zero_weight_has_exactly_no_gradient_and_the_others_are_weight
         assert torch.equal(equal, plain)
 
 
-@pytest.mark.parametrize("name", ["curriculum", "difficulty", "meta"])
-def test_a_run_with_a_schedule_resumes_in_the_middle_to_the_last_bit(tmp_path, name) -> None:
-    settings = {"schedule": name, "curriculum_frames": 2 * 192, "eval_interval": 0}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "curriculum", "curriculum_frames": 2 * 192},
+        {"schedule": "difficulty", "difficulty_by": "loss", "overlap": True},
+        {"schedule": "progress"},
+        {"schedule": "meta"},
+    ],
+    ids=lambda settings: settings["schedule"],
+)
+def test_a_run_with_a_schedule_resumes_in_the_middle_to_the_last_bit(tmp_path, monkeypatch, settings) -> None:
+    statistics = Trainer._statistics
+
+    def with_success(self, metrics):  # which untrained policies do not have
+        seen = statistics(self, metrics)
+        return dataclasses.replace(seen, fast_success=np.array([0.1, 0.2, 0.3 * np.sin(seen.frames)]))
+
+    monkeypatch.setattr(Trainer, "_statistics", with_success)
+    settings, name = {**settings, "eval_interval": 0}, settings["schedule"]
     np.random.seed(0)
     run = Trainer(tiny_config(run_dir=tmp_path / "whole", total_frames=6 * 192, max_episode_steps=20, **settings))
     run.train()
@@ -257,14 +278,64 @@ def test_a_run_with_a_schedule_resumes_in_the_middle_to_the_last_bit(tmp_path, n
     weights = np.array([[float(row[f"train/{task}/weight"]) for task in run.config.tasks] for row in rows])
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    moving = weights if name == "difficulty" else shares
+    assert (np.ptp(moving, axis=0) > 0.01).all()
     if name == "curriculum":
         assert shares[0].tolist() == [1, 0, 0]  # from the very first episode on
         assert shares[-1, 2] > 0.2 and shares[1, 2] == 0
 
 
+def test_a_schedule_sees_what_is_logged(tmp_path) -> None:
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=4 * 192, max_episode_steps=20))
+    seen: list[TaskStatistics] = []
+    run.schedule.update = seen.append
+    run.train()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, statistics in zip(rows, seen, strict=True):
+        for column, values in {
+            "success_rate": statistics.success,
+            "return": statistics.episode_return,
+            "progress": statistics.progress,
+            "loss_critic": statistics.loss,
+            "grad_norm": statistics.gradient_norm,
+        }.items():
+            logged = [float(row[f"train/{task}/{column}"]) for task in run.config.tasks]
+            np.testing.assert_allclose(values, logged, rtol=1e-4, err_msg=column)
+        assert statistics.frames == int(row["frames"])
+        # The cosine with the sum of the others, from the norms and the cosines of the pairs.
+        norms, products = (
+            statistics.gradient_norm,
+            statistics.gradient_cosine * np.outer(*[statistics.gradient_norm] * 2),
+        )
+        for i, task in enumerate(run.config.tasks):
+            others = [j for j in range(3) if j != i]
+            cosine = products[i, others].sum() / (norms[i] * np.sqrt(products[np.ix_(others, others)].sum()))
+            assert float(row[f"train/{task}/grad_cosine"]) == pytest.approx(cosine, abs=1e-3)
+    assert len({tuple(statistics.gradient_norm) for statistics in seen}) == len(rows) == 4
+    assert seen[-1].episodes.min() > 0 and not np.isnan(seen[-1].episode_return).any()
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.5, 0.6, -0.1], [1, 1, 1], [math.nan, 0.5, 0.5]])
+def test_shares_that_are_none_are_refused(shares) -> None:
+    env = make_env(num_workers=1, envs_per_worker=3)
+    with pytest.raises(InputError, match="give 3 numbers that are not negative, and 1 in sum"):
+        env.set_shares(np.array(shares))
+    assert env.is_closed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--curriculum-frames", "5"], "curriculum_frames is 5: it must stay as it is without --schedule curriculum"),
+        (
+            ["--schedule", "meta", "--temperature", "2"],
+            "temperature is 2.0: it must stay as it is without --schedule d",
+        ),
+        (
+            ["--schedule", "curriculum", "--task-weights", "0", "1", "1"],
+            "task_weights is (0.0, 1.0, 1.0): it must be p",
+        ),
         (["--schedule", "best"], "invalid choice 'best' for argument '--schedule'"),
         (["--share-floor", "0.4"], "share_floor is 0.4: it must be at most 1/3"),
         (["--share-floor", "-0.1"], "share_floor is -0.1: it must be between 0 and 1"),
