@@ -1,7 +1,7 @@
 """Which schedule of practice to use: every one of them screened on one seed, then the best ones on three.
 
 Cells are as those of ``learning.py``: finished ones are skipped, and interrupted ones go on. Everything lands in
-``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and a picture.
+``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and two pictures.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ SCHEDULES = {
     "uniform": "",
     "random": "--schedule random",
     "curriculum": "--schedule curriculum",
+    "curriculum-no-floor": "--schedule curriculum --share-floor 0",
     "difficulty": "--schedule difficulty",
     "difficulty-loss": "--schedule difficulty --difficulty-by loss",
     "progress": "--schedule progress",
@@ -60,7 +61,7 @@ class Args:
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals a task each."""
     report_only: bool = False
-    """Measure nothing: print the tables and draw the picture of what there is."""
+    """Measure nothing: print the tables and draw the pictures of what there is."""
 
 
 def cells(args: Args) -> dict[str, list[str]]:
@@ -92,29 +93,36 @@ def steps_per_second(metrics: dict[str, np.ndarray]) -> float:
 
 
 def forgetting(metrics: dict[str, np.ndarray], task: str, practised: str) -> float:
-    """The lowest success rate of a task that was once at 90 %, while another had most of the frames; NaN if never."""
+    """The lowest success rate of a task that was once at 90 %, while another had most of the frames; NaN if never.
+
+    In training, as long as it is practised at all, and in evaluations while training.
+    """
     success, share = metrics[f"train/{task}/success_rate"], metrics[f"train/{practised}/share"]
     learned = np.flatnonzero(success >= MEAN_SUCCESS)
     if not len(learned):
         return math.nan
     later = (np.arange(len(success)) > learned[0]) & (share > 0.5)
-    return round(float(success[later].min()), 4) if later.any() else math.nan
+    seen = success[later & (metrics[f"train/{task}/share"] > 0)], metrics[f"eval/{task}/success_rate"][later]
+    known = [value for value in np.concatenate(seen) if not math.isnan(value)]
+    return round(float(min(known)), 4) if known else math.nan
+
+
+def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
+    """What ``results.csv`` has of a cell besides `learning.measure`."""
+    frames, minutes = first_mean_success(metrics, MEAN_SUCCESS)
+    reach, *_, pick_place = learning.TASK_NAMES
+    return {
+        f"frames_to_mean_{MEAN_SUCCESS}": frames,
+        f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
+        "steps_per_second": steps_per_second(metrics),
+        "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
+    }
 
 
 def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> learning.Row:
     """Train and evaluate one cell. Returns its row of ``results.csv``."""
     row = learning.measure(name, flags, eval_seeds, folder=FOLDER, runs=RUNS)
-    metrics = read_metrics(FOLDER / f"{name}.csv")
-    frames, minutes = first_mean_success(metrics, MEAN_SUCCESS)
-    reach, *_, pick_place = learning.TASK_NAMES
-    return {
-        "cell": name,
-        f"frames_to_mean_{MEAN_SUCCESS}": frames,
-        f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
-        "steps_per_second": steps_per_second(metrics),
-        "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
-        **row,
-    }
+    return {"cell": name, **figures(read_metrics(FOLDER / f"{name}.csv")), **row}
 
 
 def report(rows: Sequence[dict[str, object]]) -> str:
@@ -141,6 +149,26 @@ def report(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def report_finals(rows: Sequence[dict[str, object]]) -> str:
+    """A table in Markdown of what was run on several seeds: means, and from the lowest to the highest."""
+    short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
+    head = ["schedule", "seeds", *short, "mean 90 % after", "minutes", "steps/s"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    names = dict.fromkeys(str(row["cell"]).split("-final-")[0] for row in rows if "-final-" in str(row["cell"]))
+    for name in names:
+        group = [row for row in rows if str(row["cell"]).startswith(f"{name}-final-")]
+        columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), f"frames_to_mean_{MEAN_SUCCESS}"]
+        columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
+        forms = [(1.0, ".3f")] * len(short) + [(1e6, ".2f"), (1.0, ".1f"), (1.0, ",.0f")]
+        line = [name, str(len(group))]
+        for column, (unit, form) in zip(columns, forms, strict=True):
+            values = np.array([float(str(row[column])) for row in group]) / unit
+            line.append(f"{values.mean():{form}} ({values.min():{form}} to {values.max():{form}})")
+        line[2 + len(short)] = line[2 + len(short)].replace(" (", "M (")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def study(args: Args) -> None:
     """Measure what is missing, write it down, and report."""
     wanted = {} if args.report_only else cells(args)
@@ -163,10 +191,16 @@ def study(args: Args) -> None:
         learning.write_results(rows, results)
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
+    rows = [row | figures(read_metrics(FOLDER / f"{row['cell']}.csv")) for row in rows]
+    learning.write_results(rows, results)
     print(report(rows))
     files = [FOLDER / f"{row['cell']}.csv" for row in rows]
     finals = [file for file in files if "-final-" in file.stem]
-    plot_runs(finals or files[:7], FOLDER / "schedules")
+    if screened := [file for file in files if file not in finals]:
+        plot_runs(screened, FOLDER / "screening")
+    if finals:
+        print(f"\n{report_finals(rows)}")
+        plot_runs(finals, FOLDER / "schedules")
 
 
 def main() -> int:

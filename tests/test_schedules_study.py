@@ -20,11 +20,15 @@ REACH, PUSH, PICK_PLACE = learning.TASK_NAMES
 
 
 def metrics_of(reach: list[float], others: list[float], share: list[float]) -> dict[str, np.ndarray]:
-    """Metrics of a run: success of reach and of the others, and how much of the frames pick-place has."""
+    """Metrics of a run: success of reach and of the others, and how much of the frames pick-place has.
+
+    Reach has the rest of them, and is evaluated once, third, with success on 65 %.
+    """
     rows = np.arange(1, len(reach) + 1)
     success = {f"train/{task}/success_rate": np.array(others) for task in (PUSH, PICK_PLACE)}
     columns = {"frames": 100 * rows, "time/elapsed": 90.0 * rows, "time/sps": 10.0 * rows**2}
-    shares = {f"train/{PICK_PLACE}/share": np.array(share)}
+    shares = {f"train/{PICK_PLACE}/share": np.array(share), f"train/{REACH}/share": 1 - np.array(share)}
+    shares[f"eval/{REACH}/success_rate"] = np.where(rows == 3, 0.65, np.nan)
     return columns | success | shares | {f"train/{REACH}/success_rate": np.array(reach)}
 
 
@@ -35,6 +39,9 @@ def test_figures_by_hand() -> None:
     assert schedules.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
     # Once reach was at 0.9, pick-place had most of the frames twice.
     assert schedules.forgetting(metrics, REACH, PICK_PLACE) == 0.6
+    # Not practised at all, its rate in training says nothing; and the evaluation does.
+    unseen = metrics_of([0.9, 0.9, 0.5, 0.5], [0, 0, 0, 0], [0, 1, 1, 1])
+    assert schedules.forgetting(unseen, REACH, PICK_PLACE) == 0.65
     assert math.isnan(schedules.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
     assert math.isnan(schedules.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
 
@@ -46,6 +53,18 @@ def test_screening_first_and_finals_by_seed() -> None:
     assert cells["pcgrad-final-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7"]
     for flags in schedules.cells(schedules.Args()).values():
         parse_train(flags)
+
+
+def test_finals_by_hand() -> None:
+    rows = []
+    for seed, frames in ((1, 500_000), (2, 700_000)):
+        success = {f"eval/{task}/success_rate": "0.96" for task in learning.TASK_NAMES}
+        times = {"frames_to_mean_0.9": str(frames), "minutes_to_mean_0.9": "1.5", "steps_per_second": str(frames / 100)}
+        rows.append({"cell": f"meta-final-seed{seed}", **success, **times})
+    lines = schedules.report_finals([{"cell": "meta"}, *rows]).splitlines()
+    success = "0.960 (0.960 to 0.960)"
+    expected = ["meta", "2", success, success, success, "0.60M (0.50 to 0.70)", "1.5 (1.5 to 1.5)"]
+    assert lines[2:] == [f"| {' | '.join(expected)} | 6,000 (5,000 to 7,000) |"]
 
 
 @pytest.fixture
