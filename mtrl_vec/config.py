@@ -32,7 +32,7 @@ USED_BY = {
     **dict.fromkeys(("curriculum", "curriculum_success", "curriculum_frames"), ("curriculum",)),
     "difficulty_by": ("difficulty",),
     "meta_lr": ("meta",),
-    "temperature": ("difficulty", "progress"),
+    "temperature": ("difficulty", "progress", "meta"),
     "share_floor": ("curriculum", "difficulty", "progress", "meta"),
 }
 """Settings that only some schedules look at."""
@@ -133,7 +133,7 @@ class TrainConfig:
     share_floor: float = 0.1
     """Of the share (curriculum, once it is done; progress, meta) or weight (difficulty) of each task."""
     temperature: float = 1.0
-    """Flattens the shares or weights of difficulty and progress; 1: in proportion."""
+    """Flattens the weights of difficulty (1: in proportion) and the shares of progress and meta."""
     curriculum: tuple[str, ...] | None = None
     """The tasks in the order to learn them. By default the order of --tasks."""
     curriculum_success: float = 0.9

@@ -54,6 +54,8 @@ class TaskStatistics:
 
 ENOUGH = 20
 """Episodes that it takes to believe in a success rate."""
+PROGRESS_UNIT = 0.2
+"""Of learning progress: a task that makes so much more is practised ``e`` times as much (at a temperature of 1)."""
 
 
 def with_floor(shares: Array, floor: float) -> Array:
@@ -173,14 +175,16 @@ class Difficulty(Schedule):
 class Progress(RandomTask):
     """Shares by absolute learning progress: practise what is being learned, or forgotten.
 
-    A bandit over tasks as in Teacher-Student curriculum learning (Matiisen et al. 2017). Progress is
-    `TaskStatistics.progress`, the difference of a fast and a slow moving average of the success rate.
+    A bandit over tasks as in Teacher-Student curriculum learning (Matiisen et al. 2017), with its Boltzmann
+    distribution. Progress is `TaskStatistics.progress`, the difference of a fast and a slow moving average of the
+    success rate. Where little moves shares are about equal. (In proportion to progress they would follow noise, and
+    starve tasks that have not begun to be learned.)
     """
 
     def update(self, statistics: TaskStatistics) -> None:
         """Share by the progress of now."""
-        progress = proportional(np.abs(statistics.progress), self.config.temperature)
-        self.shares = with_floor(progress, self.config.share_floor)
+        powers = np.exp(np.abs(statistics.progress) / (PROGRESS_UNIT * self.config.temperature))
+        self.shares = with_floor(powers / powers.sum(), self.config.share_floor)
 
 
 class MetaController(nn.Module):
@@ -201,8 +205,10 @@ class Meta(RandomTask):
     """A `MetaController` chooses every slot's next task; learning progress is its reward: the tutorial's hierarchy.
 
     Policy gradient (Williams 1992) once per iteration, on its expectation over the many slots that draw from the same
-    shares: ``sum_k pi_k * (r_k - sum_j pi_j r_j) * grad log pi_k``. The rewards are the absolute progress of the
-    iteration after the choice, divided by its largest. ``share_floor`` is mixed in after the controller.
+    shares: ``sum_k pi_k * (a_k - sum_j pi_j a_j) * grad log pi_k``, where ``a_k = r_k - temperature * log pi_k``. The
+    rewards ``r`` are the absolute progress in the iteration after the choice, in units of `PROGRESS_UNIT`; the other
+    term is that of an entropy bonus, which keeps all tasks in play. In one state alone it would end at the shares of
+    `Progress`. ``share_floor`` is mixed in after the controller.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -215,11 +221,11 @@ class Meta(RandomTask):
 
     def update(self, statistics: TaskStatistics) -> None:
         """Learn from what the last choice has brought, then choose again."""
-        progress = np.abs(statistics.progress)
-        reward = torch.tensor(progress / progress.max() if progress.max() > 0 else progress)
+        reward = torch.tensor(np.abs(statistics.progress) / PROGRESS_UNIT, dtype=torch.float32)
         log_share = torch.log_softmax(self.controller(torch.tensor(self._seen, dtype=torch.float32)), 0)
         share = log_share.detach().exp()
-        advantage = (reward - (share * reward).sum()).float()
+        advantage = reward - self.config.temperature * log_share.detach()
+        advantage = advantage - (share * advantage).sum()
         self.optimizer.zero_grad()
         (-(share * advantage * log_share).sum()).backward()
         self.optimizer.step()
