@@ -47,7 +47,7 @@ class Args:
 
 
 def measure(args: Args) -> dict[str, float]:
-    """Seconds of the median iteration of each, and ratios to ``uniform``: the medians of those of each round."""
+    """Seconds of the median iteration, and of its schedule; ratios to ``uniform``, medians over the rounds."""
     if args.rounds < 1:
         raise InputError(f"rounds is {args.rounds}: it must be positive")
     if args.json is not None and not args.json.parent.is_dir():
@@ -59,6 +59,7 @@ def measure(args: Args) -> dict[str, float]:
     flags = {"uniform": "", AGAIN: "", **{name: SCHEDULES[name] for name in args.only if name != "uniform"}}
     whole: dict[str, list[float]] = {name: [] for name in flags}
     update: dict[str, list[float]] = {name: [] for name in flags}
+    schedule: dict[str, list[float]] = {name: [] for name in flags}
     with contextlib.ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory()))
         iterations = {}
@@ -74,13 +75,15 @@ def measure(args: Args) -> dict[str, float]:
             progress(f"round {turn + 1} of {args.rounds}")
             for name in order.permutation(names):  # nobody always comes after the same
                 iterate, timer = iterations[name]
-                before, start = timer.seconds["update"], time.perf_counter()
+                before, start = dict(timer.seconds), time.perf_counter()
                 iterate()
                 whole[name].append(time.perf_counter() - start)
-                update[name].append(timer.seconds["update"] - before)
+                update[name].append(timer.seconds["update"] - before["update"])
+                schedule[name].append(timer.seconds["schedule"] - before["schedule"])
     results = {}
     for name in flags:
         results[f"seconds/{name}"] = float(np.median(whole[name]))
+        results[f"schedule_seconds/{name}"] = float(np.median(schedule[name]))
         results[f"ratio/{name}"] = float(np.median(np.divide(whole[name], whole["uniform"])))
         results[f"update_ratio/{name}"] = float(np.median(np.divide(update[name], update["uniform"])))
     return results
@@ -88,10 +91,14 @@ def measure(args: Args) -> dict[str, float]:
 
 def report(results: dict[str, float]) -> str:
     """A table in Markdown."""
-    lines = ["| | s an iteration | to uniform | its update to uniform's |", "|---|---:|---:|---:|"]
+    lines = [
+        "| | s an iteration | to uniform | its update to uniform's | ms for the schedule |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name in (key.removeprefix("seconds/") for key in results if key.startswith("seconds/")):
         seconds, ratios = results[f"seconds/{name}"], [results[f"{kind}/{name}"] for kind in ("ratio", "update_ratio")]
-        lines.append(f"| {name} | {seconds:.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
+        own = 1e3 * results[f"schedule_seconds/{name}"]
+        lines.append(f"| {name} | {seconds:.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} | {own:.2f} |")
     return "\n".join(lines)
 
 

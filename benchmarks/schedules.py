@@ -79,9 +79,13 @@ def cells(args: Args) -> dict[str, list[str]]:
 
 
 def first_mean_success(metrics: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
-    """Frames and minutes until the mean success rate of the tasks in training first reached a threshold, or NaN."""
-    rates = [metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES]
-    reached = np.flatnonzero(np.mean(rates, axis=0) >= threshold)
+    """Frames and minutes until the mean success rate of the tasks in training first reached a threshold, or NaN.
+
+    Only while all are practised: otherwise the rate of one is that of long ago.
+    """
+    rates = np.mean([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
+    practised = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0) > 0
+    reached = np.flatnonzero(practised & (rates >= threshold))
     if not len(reached):
         return math.nan, math.nan
     return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 2)

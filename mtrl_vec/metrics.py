@@ -23,6 +23,7 @@ SECTIONS = {
     "load": "moving rollouts to the GPU",
     "advantages": "advantages",
     "update": "epochs over the rollouts",
+    "schedule": "deciding what to practise",
     "evaluate": "evaluations while training",
     "checkpoint": "copying the state of everything after each iteration, and writing it now and then",
 }

@@ -207,13 +207,15 @@ class Trainer:
             collect_and_learn = at_once if self.config.overlap else one_after_the_other
 
             def iterate() -> dict[str, float]:
-                weights = self.schedule.loss_weights().tolist()
-                self.collection.share(self.schedule.shares)
-                self.ppo.weigh(weights)
+                with self.timer("schedule"):
+                    weights = self.schedule.loss_weights().tolist()
+                    self.collection.share(self.schedule.shares)
+                    self.ppo.weigh(weights)
                 rollout, metrics = collect_and_learn()
                 self.iteration += 1
                 self.episodes.update(rollout)
-                self.schedule.update(self._statistics(metrics))
+                with self.timer("schedule"):
+                    self.schedule.update(self._statistics(metrics))
                 return metrics | {f"{task}/weight": w for task, w in zip(self.config.tasks, weights, strict=True)}
 
             yield iterate
