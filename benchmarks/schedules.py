@@ -81,10 +81,11 @@ def cells(args: Args) -> dict[str, list[str]]:
 def first_mean_success(metrics: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
     """Frames and minutes until the mean success rate of the tasks in training first reached a threshold, or NaN.
 
-    Only while all are practised: otherwise the rate of one is that of long ago.
+    Only where all have been practised for ten iterations: until then the rate of one may be that of long ago.
     """
     rates = np.mean([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
-    practised = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0) > 0
+    share = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0)
+    practised = np.array([share[max(0, i - 9) : i + 1].min() > 0 for i in range(len(share))])
     reached = np.flatnonzero(practised & (rates >= threshold))
     if not len(reached):
         return math.nan, math.nan

@@ -34,7 +34,9 @@ def metrics_of(reach: list[float], others: list[float], share: list[float]) -> d
 
 
 def test_figures_by_hand() -> None:
-    metrics = metrics_of([math.nan, 0.5, 0.9, 0.8, 0.6, 0.7], [0.0, 0.9, 0.9, 0.95, 1, 1], [0, 0, 0.5, 0.6, 0.85, 0.4])
+    metrics = metrics_of(
+        [math.nan, 0.5, 0.9, 0.8, 0.6, 0.7], [0.0, 0.9, 0.9, 0.95, 1, 1], [0.3, 0.3, 0.5, 0.6, 0.85, 0.4]
+    )
     assert schedules.first_mean_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
     assert all(math.isnan(value) for value in schedules.first_mean_success(metrics, 0.95))
     assert schedules.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
@@ -44,6 +46,8 @@ def test_figures_by_hand() -> None:
     unseen = metrics_of([0.9, 0.9, 0.5, 1], [0, 0, 0, 1], [0, 0.9, 0.9, 0.9])
     assert schedules.forgetting(unseen, REACH, PICK_PLACE) == 0.65
     assert math.isnan(schedules.first_mean_success(unseen, 0.9)[0])
+    again = metrics_of([1.0] * 12, [1.0] * 12, [0.0, *[0.3] * 11])
+    assert schedules.first_mean_success(again, 0.9) == (1100, 16.5)  # after ten with all tasks
     assert math.isnan(schedules.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
     assert math.isnan(schedules.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
 
