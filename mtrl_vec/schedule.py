@@ -25,7 +25,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TaskStatistics:
-    """Of one iteration, [K] each but where it says otherwise; NaN where there is nothing to tell yet."""
+    """Of one iteration, [K] each but where it says otherwise; NaN where there is nothing to tell yet.
+
+    More than the schedules here look at: those of one's own are written against it.
+    """
 
     success: Array
     """Success rate of the last whole episodes."""
@@ -61,6 +64,12 @@ PROGRESS_UNIT = 0.2
 def with_floor(shares: Array, floor: float) -> Array:
     """Mix with the uniform distribution so that none is below ``floor``, [K] -> [K]."""
     return floor + (1 - len(shares) * floor) * shares
+
+
+def softmax(values: Array) -> Array:
+    """Shares by the exponentials of values, [K] -> [K]."""
+    powers = np.exp(values - values.max())
+    return powers / powers.sum()
 
 
 def proportional(values: Array, temperature: float) -> Array:
@@ -167,8 +176,7 @@ class Difficulty(Schedule):
         else:
             self._losses = np.stack([statistics.loss, self._losses[0]])
             ratios = np.nan_to_num(self._losses[0] / self._losses[1], nan=1.0, posinf=1.0)
-            powers = np.exp((ratios - ratios.max()) / self.config.temperature)
-            shares = powers / powers.sum()
+            shares = softmax(ratios / self.config.temperature)
         self.weights = with_floor(shares, self.config.share_floor)
 
 
@@ -183,8 +191,8 @@ class Progress(RandomTask):
 
     def update(self, statistics: TaskStatistics) -> None:
         """Share by the progress of now."""
-        powers = np.exp(np.abs(statistics.progress) / (PROGRESS_UNIT * self.config.temperature))
-        self.shares = with_floor(powers / powers.sum(), self.config.share_floor)
+        progress = np.abs(statistics.progress)
+        self.shares = with_floor(softmax(progress / (PROGRESS_UNIT * self.config.temperature)), self.config.share_floor)
 
 
 class MetaController(nn.Module):

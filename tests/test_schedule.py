@@ -127,6 +127,9 @@ def test_progress_is_the_difference_of_two_averages_up_or_down() -> None:
     np.testing.assert_allclose(schedule.shares, 0.1 + 0.7 * powers / powers.sum())
     schedule.update(seen(1.0, 1.0, 1.0, fast=(0.99, 1.0, 1.0), slow=(1.0, 1.0, 1.0)))  # an episode more or less
     np.testing.assert_allclose(schedule.shares, 1 / 3, atol=0.02)
+    steep = make_schedule(tiny_config(schedule="progress", temperature=1e-6))
+    steep.update(seen(1.0, 0.0, 0.0, fast=(0.4, 0.3, 0.0)))
+    np.testing.assert_allclose(steep.shares, [0.8, 0.1, 0.1])
     flat = make_schedule(tiny_config(schedule="progress", temperature=2.0, share_floor=0.0))
     flat.update(seen(1.0, 0.0, 0.0, fast=(0.4, 0.0, 0.0)))
     np.testing.assert_allclose(flat.shares, np.array([math.e, 1, 1]) / (math.e + 2))
