@@ -10,7 +10,7 @@ import csv
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mtrl_vec.plotting import plot_runs, read_metrics
 
 FOLDER = Path(__file__).parent / "results" / "schedules"
 RUNS = Path("runs") / "schedules"
-MEAN_SUCCESS = 0.9
+MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
 
 SCHEDULES = {
     "uniform": "",
@@ -78,12 +78,15 @@ def cells(args: Args) -> dict[str, list[str]]:
     return study
 
 
-def first_mean_success(metrics: dict[str, np.ndarray], threshold: float) -> tuple[float, float]:
-    """Frames and minutes until the mean success rate of the tasks in training first reached a threshold, or NaN.
+def first_success(
+    metrics: dict[str, np.ndarray], threshold: float, of: Callable[..., np.ndarray] = np.mean
+) -> tuple[float, float]:
+    """Frames and minutes until the tasks' success rate in training first reached a threshold, or NaN.
 
-    Only where all have been practised for ten iterations: until then the rate of one may be that of long ago.
+    That is their mean, or of all at once with ``of=np.min``. Only where all have been practised for ten iterations:
+    until then the rate of one may be that of long ago.
     """
-    rates = np.mean([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
+    rates = of([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
     share = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0)
     practised = np.array([share[max(0, i - 9) : i + 1].min() > 0 for i in range(len(share))])
     reached = np.flatnonzero(practised & (rates >= threshold))
@@ -114,11 +117,12 @@ def forgetting(metrics: dict[str, np.ndarray], task: str, practised: str) -> flo
 
 def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
     """What ``results.csv`` has of a cell besides `learning.measure`."""
-    frames, minutes = first_mean_success(metrics, MEAN_SUCCESS)
+    frames, minutes = first_success(metrics, MEAN_SUCCESS)
     reach, *_, pick_place = learning.TASK_NAMES
     return {
         f"frames_to_mean_{MEAN_SUCCESS}": frames,
         f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
+        f"frames_to_all_{EACH_SUCCESS}": first_success(metrics, EACH_SUCCESS, np.min)[0],
         "steps_per_second": steps_per_second(metrics),
         "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
     }
@@ -157,19 +161,20 @@ def report(rows: Sequence[dict[str, object]]) -> str:
 def report_finals(rows: Sequence[dict[str, object]]) -> str:
     """A table in Markdown of what was run on several seeds: means, and from the lowest to the highest."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
-    head = ["schedule", "seeds", *short, "mean 90 % after", "minutes", "steps/s"]
+    head = ["schedule", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES)]
+    columns += [f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"]
+    columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
+    million = 1e6, ".2f", "M"
+    forms = [(1.0, ".3f", "")] * len(short) + [million, million, (1.0, ".1f", ""), (1.0, ",.0f", "")]
     names = dict.fromkeys(str(row["cell"]).split("-final-")[0] for row in rows if "-final-" in str(row["cell"]))
     for name in names:
         group = [row for row in rows if str(row["cell"]).startswith(f"{name}-final-")]
-        columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), f"frames_to_mean_{MEAN_SUCCESS}"]
-        columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
-        forms = [(1.0, ".3f")] * len(short) + [(1e6, ".2f"), (1.0, ".1f"), (1.0, ",.0f")]
         line = [name, str(len(group))]
-        for column, (unit, form) in zip(columns, forms, strict=True):
+        for column, (unit, form, suffix) in zip(columns, forms, strict=True):
             values = np.array([float(str(row[column])) for row in group]) / unit
-            line.append(f"{values.mean():{form}} ({values.min():{form}} to {values.max():{form}})")
-        line[2 + len(short)] = line[2 + len(short)].replace(" (", "M (")
+            line.append(f"{values.mean():{form}}{suffix} ({values.min():{form}} to {values.max():{form}})")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

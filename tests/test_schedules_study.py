@@ -37,17 +37,18 @@ def test_figures_by_hand() -> None:
     metrics = metrics_of(
         [math.nan, 0.5, 0.9, 0.8, 0.6, 0.7], [0.0, 0.9, 0.9, 0.95, 1, 1], [0.3, 0.3, 0.5, 0.6, 0.85, 0.4]
     )
-    assert schedules.first_mean_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
-    assert all(math.isnan(value) for value in schedules.first_mean_success(metrics, 0.95))
+    assert schedules.first_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
+    assert all(math.isnan(value) for value in schedules.first_success(metrics, 0.95))
+    assert schedules.first_success(metrics, 0.6, np.min) == (300, 4.5)  # the lower one: -, 0.5, 0.9
     assert schedules.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
     # Once reach was at 0.9, pick-place had most of the frames twice.
     assert schedules.forgetting(metrics, REACH, PICK_PLACE) == 0.6
     # Not practised at all, its rate in training says nothing; and the evaluation does.
     unseen = metrics_of([0.9, 0.9, 0.5, 1], [0, 0, 0, 1], [0, 0.9, 0.9, 0.9])
     assert schedules.forgetting(unseen, REACH, PICK_PLACE) == 0.65
-    assert math.isnan(schedules.first_mean_success(unseen, 0.9)[0])
+    assert math.isnan(schedules.first_success(unseen, 0.9)[0])
     again = metrics_of([1.0] * 12, [1.0] * 12, [0.0, *[0.3] * 11])
-    assert schedules.first_mean_success(again, 0.9) == (1100, 16.5)  # after ten with all tasks
+    assert schedules.first_success(again, 0.9) == (1100, 16.5)  # after ten with all tasks
     assert math.isnan(schedules.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
     assert math.isnan(schedules.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
 
@@ -65,11 +66,25 @@ def test_finals_by_hand() -> None:
     rows = []
     for seed, frames in ((1, 500_000), (2, 700_000)):
         success = {f"eval/{task}/success_rate": "0.96" for task in learning.TASK_NAMES}
-        times = {"frames_to_mean_0.9": str(frames), "minutes_to_mean_0.9": "1.5", "steps_per_second": str(frames / 100)}
+        times = {
+            "frames_to_mean_0.9": str(frames),
+            "frames_to_all_0.98": str(frames + 100_000),
+            "minutes_to_mean_0.9": "1.5",
+            "steps_per_second": str(frames / 100),
+        }
         rows.append({"cell": f"meta-final-seed{seed}", **success, **times})
     lines = schedules.report_finals([{"cell": "meta"}, *rows]).splitlines()
     success = "0.960 (0.960 to 0.960)"
-    expected = ["meta", "2", success, success, success, "0.60M (0.50 to 0.70)", "1.5 (1.5 to 1.5)"]
+    expected = [
+        "meta",
+        "2",
+        success,
+        success,
+        success,
+        "0.60M (0.50 to 0.70)",
+        "0.70M (0.60 to 0.80)",
+        "1.5 (1.5 to 1.5)",
+    ]
     assert lines[2:] == [f"| {' | '.join(expected)} | 6,000 (5,000 to 7,000) |"]
 
 
