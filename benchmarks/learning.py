@@ -135,12 +135,12 @@ def train(run_dir: Path, flags: Sequence[str]) -> None:
     run("train", *flags, "--run-dir", str(run_dir))
 
 
-def first_reached(metrics: dict[str, np.ndarray], task: str, threshold: float) -> tuple[float, float]:
-    """Frames and minutes until the success rate of the last 50 training episodes first reached a threshold, or NaN."""
-    reached = np.flatnonzero(metrics[f"train/{task}/success_rate"] >= threshold)
-    if not len(reached):
+def first_reached(metrics: dict[str, np.ndarray], reached: np.ndarray) -> tuple[float, float]:
+    """Frames and minutes until the first of the iterations [N] that have reached something, or NaN."""
+    iterations = np.flatnonzero(reached)
+    if not len(iterations):
         return math.nan, math.nan
-    return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 1)
+    return float(metrics["frames"][iterations[0]]), round(metrics["time/elapsed"][iterations[0]] / 60, 2)
 
 
 def measure(
@@ -163,8 +163,12 @@ def measure(
         success = f"eval/{task}/success_rate"
         row[success] = round(score[success], 4) if success in score else ""
         for threshold in THRESHOLDS:
-            reached = first_reached(metrics, task, threshold) if success in score else ("", "")
-            row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"] = reached
+            columns = f"{task}/frames_to_{threshold}", f"{task}/minutes_to_{threshold}"
+            row |= dict.fromkeys(columns, "")
+            if success in score:
+                row |= zip(
+                    columns, first_reached(metrics, metrics[f"train/{task}/success_rate"] >= threshold), strict=True
+                )
     mean = "eval/mean_success_rate"
     row[mean] = round(score[mean], 4)
     row["evaluated"], row["evaluated_frames"] = Path(score["checkpoint"]).name, score["frames"]

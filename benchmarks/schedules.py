@@ -89,10 +89,7 @@ def first_success(
     rates = of([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
     share = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0)
     practised = np.array([share[max(0, i - 9) : i + 1].min() > 0 for i in range(len(share))])
-    reached = np.flatnonzero(practised & (rates >= threshold))
-    if not len(reached):
-        return math.nan, math.nan
-    return float(metrics["frames"][reached[0]]), round(metrics["time/elapsed"][reached[0]] / 60, 2)
+    return learning.first_reached(metrics, practised & (rates >= threshold))
 
 
 def steps_per_second(metrics: dict[str, np.ndarray]) -> float:
