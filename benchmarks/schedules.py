@@ -1,13 +1,14 @@
-"""Which schedule of practice to use: every one of them screened on one seed, then the best ones on three.
+"""Which schedule of practice to use: every one of them screened on one seed, then the best ones on several.
 
 Cells are as those of ``learning.py``: finished ones are skipped, and interrupted ones go on. Everything lands in
-``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and two pictures.
+``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and pictures.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from mtrl_vec.plotting import plot_runs, read_metrics
 FOLDER = Path(__file__).parent / "results" / "schedules"
 RUNS = Path("runs") / "schedules"
 MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
+REACHED = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
 
 SCHEDULES = {
     "uniform": "",
@@ -45,7 +47,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Args:
-    """Screen all schedules at --screen-frames with one seed; then --finalists with three seeds at --final-frames.
+    """Screen all schedules at --screen-frames with one seed; then --finalists with --final-seeds at --final-frames.
 
     Example: python benchmarks/schedules.py --finalists uniform progress meta
     """
@@ -54,10 +56,12 @@ class Args:
     """Of a screening run."""
     final_frames: int = 5_000_000
     """Of the others."""
+    final_seeds: tuple[int, ...] = (1, 2, 3)
+    """Likewise; those of several lengths are reported apart."""
     only: tuple[str, ...] = tuple(SCHEDULES)
     """What to screen."""
     finalists: tuple[str, ...] = ()
-    """What to run on the seeds 1, 2 and 3."""
+    """What to run on several seeds."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals a task each."""
     report_only: bool = False
@@ -71,10 +75,10 @@ def cells(args: Args) -> dict[str, list[str]]:
             raise InputError(f"unknown schedule {name!r}: known are {', '.join(SCHEDULES)}")
     frames = "--total-frames"
     study = {name: [*SCHEDULES[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
-    for seed in (1, 2, 3):
+    for seed in args.final_seeds:
         for name in args.finalists:
             flags = [*SCHEDULES[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
-            study[f"{name}-final-seed{seed}"] = flags
+            study[f"{name}-{args.final_frames / 1e6:g}M-seed{seed}"] = flags
     return study
 
 
@@ -117,9 +121,9 @@ def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
     frames, minutes = first_success(metrics, MEAN_SUCCESS)
     reach, *_, pick_place = learning.TASK_NAMES
     return {
-        f"frames_to_mean_{MEAN_SUCCESS}": frames,
+        REACHED[0]: frames,
         f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
-        f"frames_to_all_{EACH_SUCCESS}": first_success(metrics, EACH_SUCCESS, np.min)[0],
+        REACHED[1]: first_success(metrics, EACH_SUCCESS, np.min)[0],
         "steps_per_second": steps_per_second(metrics),
         "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
     }
@@ -155,25 +159,74 @@ def report(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def report_finals(rows: Sequence[dict[str, object]]) -> str:
-    """A table in Markdown of what was run on several seeds: means, and from the lowest to the highest."""
+FINAL = re.compile(r"(?P<schedule>.+)-(?P<length>[^-]+M)-seed(?P<seed>\d+)")
+"""Names of cells that are run on several seeds."""
+
+Finals = dict[str, dict[int, dict[str, object]]]
+
+
+def finals(rows: Sequence[dict[str, object]]) -> dict[str, Finals]:
+    """What was run on several seeds: by its length, then by schedule, then by seed."""
+    by_length: dict[str, Finals] = {}
+    for row in rows:
+        if cell := FINAL.fullmatch(str(row["cell"])):
+            by_length.setdefault(cell["length"], {}).setdefault(cell["schedule"], {})[int(cell["seed"])] = row
+    return by_length
+
+
+def report_finals(groups: Finals) -> str:
+    """A table in Markdown of runs of one length: means, and from the lowest to the highest."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
     head = ["schedule", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES)]
-    columns += [f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"]
+    columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), *REACHED]
     columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
     million = 1e6, ".2f", "M"
     forms = [(1.0, ".3f", "")] * len(short) + [million, million, (1.0, ".1f", ""), (1.0, ",.0f", "")]
-    names = dict.fromkeys(str(row["cell"]).split("-final-")[0] for row in rows if "-final-" in str(row["cell"]))
-    for name in names:
-        group = [row for row in rows if str(row["cell"]).startswith(f"{name}-final-")]
+    for name, group in groups.items():
         line = [name, str(len(group))]
         for column, (unit, form, suffix) in zip(columns, forms, strict=True):
-            values = np.array([float(str(row[column])) for row in group]) / unit
+            values = np.array([float(str(row[column])) for row in group.values()]) / unit
             line.append(f"{values.mean():{form}}{suffix} ({values.min():{form}} to {values.max():{form}})")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """How probable a mean as far from zero is, or farther, if each difference [N] was as likely to have the other sign.
+
+    The exact permutation test of pairs (Fisher, The Design of Experiments, 1935, section 21); two-sided. As it takes
+    all 2^N signs, N may be 20 at most.
+    """
+    signs = 1 - 2 * (np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1)
+    means = np.abs((signs * differences).mean(1))
+    return float((means >= np.abs(differences.mean()) - 1e-12).mean())
+
+
+def frames_or_all(row: dict[str, object], column: str) -> float:
+    """Frames until something was reached; all of the run where it never was, which took longer, if anything."""
+    frames = float(str(row[column]))
+    return float(str(row["frames"])) if math.isnan(frames) else frames
+
+
+def report_pairs(groups: Finals, against: str = "uniform") -> str:
+    """A table in Markdown that compares runs of the same seed and length; empty if there are fewer than five pairs."""
+    lines = []
+    for name, group in groups.items():
+        seeds = [] if name == against else sorted(group.keys() & groups.get(against, {}).keys())
+        if len(seeds) < 5:
+            continue
+        line = [f"{name} / {against}", str(len(seeds))]
+        for column in REACHED:
+            ours, theirs = ([frames_or_all(of[seed], column) for seed in seeds] for of in (group, groups[against]))
+            logs = np.log(ours) - np.log(theirs)
+            line.append(f"{np.exp(logs.mean()):.2f} ({np.exp(logs.min()):.2f} to {np.exp(logs.max()):.2f})")
+            line += [f"{(logs < 0).sum()} of {len(seeds)}", f"{sign_flip(logs):.3f}"]
+        lines.append(line)
+    if not lines:
+        return ""
+    head = ["", "pairs", "frames to mean 90 %", "sooner", "p", "frames to all 98 %", "sooner", "p"]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
 
 
 def study(args: Args) -> None:
@@ -201,13 +254,14 @@ def study(args: Args) -> None:
     rows = [row | figures(read_metrics(FOLDER / f"{row['cell']}.csv")) for row in rows]
     learning.write_results(rows, results)
     print(report(rows))
-    files = [FOLDER / f"{row['cell']}.csv" for row in rows]
-    finals = [file for file in files if "-final-" in file.stem]
-    if screened := [file for file in files if file not in finals]:
-        plot_runs(screened, FOLDER / "screening")
-    if finals:
-        print(f"\n{report_finals(rows)}")
-        plot_runs(finals, FOLDER / "schedules")
+    if screened := [row for row in rows if not FINAL.fullmatch(str(row["cell"]))]:
+        plot_runs([FOLDER / f"{row['cell']}.csv" for row in screened], FOLDER / "screening")
+    for length, groups in finals(rows).items():
+        print(f"\n{length} frames:\n\n{report_finals(groups)}")
+        if pairs := report_pairs(groups):
+            print(f"\n{pairs}")
+        runs = [FOLDER / f"{row['cell']}.csv" for group in groups.values() for row in group.values()]
+        plot_runs(runs, FOLDER / f"finals-{length}")
 
 
 def main() -> int:

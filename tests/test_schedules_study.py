@@ -54,10 +54,12 @@ def test_figures_by_hand() -> None:
 
 
 def test_screening_first_and_finals_by_seed() -> None:
-    cells = schedules.cells(schedules.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7))
-    assert list(cells) == ["uniform", "meta", *(f"{n}-final-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
+    cells = schedules.cells(
+        schedules.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7_500_000)
+    )
+    assert list(cells) == ["uniform", "meta", *(f"{n}-7.5M-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
     assert cells["meta"] == ["--schedule", "meta", "--seed", "1", "--total-frames", "2000000"]
-    assert cells["pcgrad-final-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7"]
+    assert cells["pcgrad-7.5M-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7500000"]
     for flags in schedules.cells(schedules.Args()).values():
         parse_train(flags)
 
@@ -72,8 +74,10 @@ def test_finals_by_hand() -> None:
             "minutes_to_mean_0.9": "1.5",
             "steps_per_second": str(frames / 100),
         }
-        rows.append({"cell": f"meta-final-seed{seed}", **success, **times})
-    lines = schedules.report_finals([{"cell": "meta"}, *rows]).splitlines()
+        rows.append({"cell": f"meta-5M-seed{seed}", **success, **times})
+    finals = schedules.finals([{"cell": "meta"}, *rows, {"cell": "meta-1M-seed1"}])
+    assert list(finals) == ["5M", "1M"]
+    lines = schedules.report_finals(finals["5M"]).splitlines()
     success = "0.960 (0.960 to 0.960)"
     expected = [
         "meta",
@@ -86,6 +90,39 @@ def test_finals_by_hand() -> None:
         "1.5 (1.5 to 1.5)",
     ]
     assert lines[2:] == [f"| {' | '.join(expected)} | 6,000 (5,000 to 7,000) |"]
+
+
+def final(frames_to_mean: float, frames_to_all: float, frames: int = 1000) -> dict[str, object]:
+    return {"frames_to_mean_0.9": str(frames_to_mean), "frames_to_all_0.98": str(frames_to_all), "frames": str(frames)}
+
+
+def test_pairs_by_hand() -> None:
+    uniform = {seed: final(400, 500) for seed in (1, 2, 3, 4, 5, 9)}
+    twice_as_fast = {seed: final(200, 500) for seed in (5, 4, 3, 2, 1, 6)}
+    twice_as_fast[5] = final(800, math.nan)  # never, so at least after 1,000
+    two_seeds = {seed: final(200, 200) for seed in (1, 2)}
+    groups = {"meta": twice_as_fast, "uniform": uniform, "popart": two_seeds}
+    (line,) = schedules.report_pairs(groups).splitlines()[2:]
+    # 2^(-4/5 + 1/5), and 2^(1/5): of 32 ways to choose signs, those with at most one that differs from the rest give
+    # as large a mean of five equal logarithms; a single one that is not zero gives it always.
+    expected = [
+        "meta / uniform",
+        "5",
+        "0.66 (0.50 to 2.00)",
+        "4 of 5",
+        "0.375",
+        "1.15 (1.00 to 2.00)",
+        "0 of 5",
+        "1.000",
+    ]
+    assert line == f"| {' | '.join(expected)} |"
+    assert schedules.report_pairs({"uniform": uniform, "popart": two_seeds}) == ""
+    assert schedules.report_pairs({"meta": twice_as_fast}) == ""
+
+
+def test_sign_flips_by_hand() -> None:
+    assert schedules.sign_flip(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
+    assert schedules.sign_flip(np.array([-1.0, 2.0, 3.0])) == 4 / 8  # 4, as far as 6 and 4 are
 
 
 @pytest.fixture
