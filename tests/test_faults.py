@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from conftest import tiny_config
-from test_cli import descendants, shared_memory, start_training, still_running, workers_of
+from test_cli import descendants, left, shared_memory_of, start_training, still_running, workers_of
 from test_resume import SETTINGS, assert_same, metrics, train, whole_state
 
 from mtrl_vec import diagnosis, trainer
@@ -152,8 +152,8 @@ def test_more_losses_than_allowed_end_the_run_after_saving(tmp_path) -> None:
 
 
 def test_a_run_from_the_command_line_loses_a_worker_and_goes_on_and_leaves_nothing_behind(tmp_path) -> None:
-    before = shared_memory()
     process, children = start_training(tmp_path / "run", "--total-frames", str(60 * 192))
+    shared = shared_memory_of(children)
     victim = workers_of(children)[1]
     os.kill(victim, signal.SIGKILL)
     deadline = time.monotonic() + 60
@@ -163,13 +163,14 @@ def test_a_run_from_the_command_line_loses_a_worker_and_goes_on_and_leaves_nothi
     while len(workers_of(descendants(process.pid))) < 2:  # those that take their place
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    children += descendants(process.pid)
+    replaced = descendants(process.pid)
+    children, shared = children + replaced, shared | shared_memory_of(replaced)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert f"simulation worker 1 (pid {victim}) died" in err and "Traceback" not in err
     assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == 60 * 192
     assert not still_running(children)
-    assert shared_memory() <= before
+    assert not left(shared)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the disk that is always full")
