@@ -85,13 +85,12 @@ def simulators(process: psutil.Process) -> list[psutil.Process]:
 
 
 def shared_memory(processes: list[psutil.Process]) -> set[str]:
-    """Files in /dev/shm that these processes have open: those of others on the machine are none of ours."""
+    """Files in /dev/shm that these processes have mapped, and that still have a name: others' are none of ours."""
     found: set[str] = set()
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            found |= {
-                m.path for m in process.memory_maps() if m.path.startswith("/dev/shm/") and "deleted" not in m.path
-            }
+            paths = {m.path for m in process.memory_maps()}
+            found |= {path for path in paths if path.startswith("/dev/shm/") and Path(path).exists()}
     return found
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -177,10 +178,13 @@ def workers_of(processes: list[psutil.Process]) -> list[int]:
 
 
 def shared_memory_of(processes: list[psutil.Process]) -> set[Path]:
-    """What they share through files, where the system does it that way: other processes may come and go meanwhile."""
+    """Files in /dev/shm that they have mapped: semaphores, as all else there loses its name at once.
+
+    Not all that is in there: other processes on the machine may come and go meanwhile.
+    """
     if not Path("/dev/shm").exists():
         return set()
-    found = left({Path(path) for path in shared_memory(processes)})
+    found = {Path(path) for path in shared_memory(processes)}
     assert found
     return found
 
@@ -192,6 +196,23 @@ def left(files: set[Path]) -> set[Path]:
 def at_ctrl_c() -> None:
     """As in a terminal, also where the tests run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until something has come of a process, which leads a group of its own; fails if it ends before, or takes long."""
+    deadline = time.monotonic() + 180
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"the run took too long or ended: {process.stderr.read()}")
+        time.sleep(0.01)
+
+
+def rows_of(run: Path) -> int:
+    """Iterations that its metrics tell of."""
+    path = run / "metrics.csv"
+    return path.read_text().count("\n") - 1 if path.exists() else 0
 
 
 def start_training(run: Path, *flags: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
@@ -210,11 +231,7 @@ def start_training(run: Path, *flags: str) -> tuple[subprocess.Popen, list[psuti
         *flags,
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=at_ctrl_c)
-    metrics = run / "metrics.csv"
-    deadline = time.monotonic() + 90
-    while not metrics.exists() or metrics.read_text().count("\n") < 4:
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.1)
+    wait_for(lambda: rows_of(run) >= 3, process)
     return process, descendants(process.pid)
 
 
@@ -225,7 +242,7 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert len(workers_of(children)) == 2
     # A terminal sends Ctrl-C to every process of the group; a scheduler sends SIGTERM to the one it started.
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     content = load_checkpoint(tmp_path / "run")
     assert f"interrupted: {content['frames']:,} frames saved" in err
@@ -233,22 +250,26 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert not still_running(children)
     assert not left(shared)
     # metrics.csv and checkpoint tell of the same number of whole iterations, unless it came between the two.
-    rows = (tmp_path / "run" / "metrics.csv").read_text().count("\n") - 1
+    rows = rows_of(tmp_path / "run")
     assert rows >= 3 and content["iteration"] - rows in (-1, 0)
     assert content["frames"] == content["iteration"] * 192
+
+
+LONG_ITERATIONS = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-steps", "8192"]
+"""A run that does not get through its first iteration while something is done to it as it starts."""
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("to_all", [False, True])
 def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
-    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--run-dir", str(tmp_path / "run")]
+    command = [*LONG_ITERATIONS, "--run-dir", str(tmp_path / "run")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=at_ctrl_c)
     assert process.stdout.readline().startswith("training")
-    while not workers_of(children := descendants(process.pid)):
-        time.sleep(0.02)
+    wait_for(lambda: bool(workers_of(descendants(process.pid))), process)
+    children = descendants(process.pid)
     os.killpg(process.pid, sent) if to_all else process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert err == "interrupted: there was nothing to save yet\n"
     assert not (tmp_path / "run").exists()
@@ -256,14 +277,14 @@ def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None
 
 
 def test_a_worker_that_dies_while_it_starts(tmp_path) -> None:
-    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-workers", "2"]
-    command += ["--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*LONG_ITERATIONS, "--num-workers", "2", "--max-restarts", "0", "--run-dir", str(tmp_path / "run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
     assert process.stdout.readline().startswith("training")
-    while len(workers_of(children := descendants(process.pid))) < 2:
-        time.sleep(0.005)
+    wait_for(lambda: len(workers_of(descendants(process.pid))) == 2, process)
+    children = descendants(process.pid)
     os.kill(workers_of(children)[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert err.startswith("error: simulation worker 1") and err.endswith("there was nothing to save yet\n")
     assert not still_running(children)
@@ -273,7 +294,7 @@ def test_a_worker_that_dies_ends_the_run_after_saving(tmp_path) -> None:
     process, children = start_training(tmp_path / "run", "--max-restarts", "0")
     victim = workers_of(children)[1]
     os.kill(victim, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert f"error: simulation worker 1 (pid {victim}) died" in err
     assert "Traceback" not in err

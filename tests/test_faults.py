@@ -13,7 +13,16 @@ import psutil
 import pytest
 import torch
 from conftest import tiny_config
-from test_cli import descendants, left, shared_memory_of, start_training, still_running, workers_of
+from test_cli import (
+    descendants,
+    left,
+    rows_of,
+    shared_memory_of,
+    start_training,
+    still_running,
+    wait_for,
+    workers_of,
+)
 from test_resume import SETTINGS, assert_same, metrics, train, whole_state
 
 from mtrl_vec import diagnosis, trainer
@@ -152,23 +161,19 @@ def test_more_losses_than_allowed_end_the_run_after_saving(tmp_path) -> None:
 
 
 def test_a_run_from_the_command_line_loses_a_worker_and_goes_on_and_leaves_nothing_behind(tmp_path) -> None:
-    process, children = start_training(tmp_path / "run", "--total-frames", str(60 * 192))
+    process, children = start_training(tmp_path / "run", "--total-frames", str(150 * 192))
     shared = shared_memory_of(children)
     victim = workers_of(children)[1]
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "events.log").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    while len(workers_of(descendants(process.pid))) < 2:  # those that take their place
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for((tmp_path / "run" / "events.log").exists, process)
+    rows = rows_of(tmp_path / "run")
+    wait_for(lambda: rows_of(tmp_path / "run") > rows, process)  # by those that have taken their place
     replaced = descendants(process.pid)
     children, shared = children + replaced, shared | shared_memory_of(replaced)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert f"simulation worker 1 (pid {victim}) died" in err and "Traceback" not in err
-    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == 60 * 192
+    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == 150 * 192
     assert not still_running(children)
     assert not left(shared)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from test_cli import left, shared_memory_of, start_training, still_running
+from test_cli import left, shared_memory_of, start_training, still_running, wait_for
 
 from mtrl_vec.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mtrl_vec.cli import main
@@ -255,11 +255,13 @@ def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) ->
 
 
 def test_two_processes_do_not_share_a_run(tmp_path) -> None:
-    process, _ = start_training(tmp_path / "run", "--total-frames", str(3000 * 192), "--checkpoint-seconds", "0")
+    # Seldom enough that the second process, which looks at checkpoints first, does not see them replaced meanwhile.
+    process, _ = start_training(tmp_path / "run", "--total-frames", str(9000 * 192), "--checkpoint-seconds", "5")
     try:
+        wait_for(lambda: bool(checkpoints(tmp_path / "run")), process)
         for arguments in (["--resume", str(tmp_path / "run")], ["--run-dir", str(tmp_path / "run"), "--overwrite"]):
             command = [sys.executable, "-m", "mtrl_vec", "train", *arguments]
-            second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            second = subprocess.run(command, capture_output=True, text=True, timeout=180)
             assert second.returncode == 2
             assert second.stderr.startswith(f"error: {tmp_path / 'run'} is in use by another process")
         assert process.poll() is None

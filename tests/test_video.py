@@ -26,7 +26,7 @@ FPS = 20
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=180
     )
 
 
