@@ -296,7 +296,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._write_file()
+        if self._complained:  # else, what is pending may be in the file already: an interruption came in between
+            self._write_file()
         self._file.close()
         with contextlib.suppress(OSError):
             if self._tensorboard is not None:

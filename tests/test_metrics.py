@@ -47,6 +47,24 @@ def test_a_log_takes_all_columns_and_no_others(tmp_path) -> None:
     log.close()
 
 
+def test_an_interruption_right_after_a_write_does_not_repeat_it(tmp_path) -> None:
+    log = RunLog(tmp_path, tiny_config(), 0, 0, lambda message: None)
+    file, row = log._file, dict.fromkeys(column_names(TASKS), 1.0) | {"frames": 192}
+
+    class Interrupted:
+        close = file.close
+
+        def write(self, data: bytes) -> int:
+            file.write(data)
+            raise KeyboardInterrupt
+
+    log._file = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        log.write(row)
+    log.close()
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
+
+
 def test_tensorboard_has_the_numbers_of_the_file_also_after_a_resumption(tmp_path) -> None:
     config = tiny_config(tasks=("push",))
     columns = column_names(config.tasks)
