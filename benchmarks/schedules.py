@@ -19,14 +19,16 @@ import learning
 import numpy as np
 import tyro
 from common import progress
+from scipy.stats import permutation_test
 
+from mtrl_vec.cli import parse_train
 from mtrl_vec.errors import InputError
 from mtrl_vec.plotting import plot_runs, read_metrics
 
 FOLDER = Path(__file__).parent / "results" / "schedules"
 RUNS = Path("runs") / "schedules"
 MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
-REACHED = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
+TO_MEAN, TO_ALL = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
 
 SCHEDULES = {
     "uniform": "",
@@ -55,9 +57,9 @@ class Args:
     screen_frames: int = 2_000_000
     """Of a screening run."""
     final_frames: int = 5_000_000
-    """Of the others."""
+    """Of a run of the finalists: each length has tables of its own."""
     final_seeds: tuple[int, ...] = (1, 2, 3)
-    """Likewise; those of several lengths are reported apart."""
+    """Training seeds of the finalists."""
     only: tuple[str, ...] = tuple(SCHEDULES)
     """What to screen."""
     finalists: tuple[str, ...] = ()
@@ -73,12 +75,17 @@ def cells(args: Args) -> dict[str, list[str]]:
     for name in (*args.only, *args.finalists):
         if name not in SCHEDULES:
             raise InputError(f"unknown schedule {name!r}: known are {', '.join(SCHEDULES)}")
+    if args.finalists and not args.final_seeds:
+        raise InputError("final_seeds is empty: name at least one, for example --final-seeds 1 2 3")
     frames = "--total-frames"
     study = {name: [*SCHEDULES[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
+    length = f"{args.final_frames / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
     for seed in args.final_seeds:
         for name in args.finalists:
             flags = [*SCHEDULES[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
-            study[f"{name}-{args.final_frames / 1e6:g}M-seed{seed}"] = flags
+            study[f"{name}-{length}-seed{seed}"] = flags
+    for flags in study.values():
+        parse_train(flags)  # before any of them runs
     return study
 
 
@@ -121,9 +128,9 @@ def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
     frames, minutes = first_success(metrics, MEAN_SUCCESS)
     reach, *_, pick_place = learning.TASK_NAMES
     return {
-        REACHED[0]: frames,
+        TO_MEAN: frames,
         f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
-        REACHED[1]: first_success(metrics, EACH_SUCCESS, np.min)[0],
+        TO_ALL: first_success(metrics, EACH_SUCCESS, np.min)[0],
         "steps_per_second": steps_per_second(metrics),
         "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
     }
@@ -175,57 +182,64 @@ def finals(rows: Sequence[dict[str, object]]) -> dict[str, Finals]:
 
 
 def report_finals(groups: Finals) -> str:
-    """A table in Markdown of runs of one length: means, and from the lowest to the highest."""
+    """A table in Markdown of runs of one length: means, and from the lowest to the highest, of those that got there."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
     head = ["schedule", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), *REACHED]
+    columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), TO_MEAN, TO_ALL]
     columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
     million = 1e6, ".2f", "M"
     forms = [(1.0, ".3f", "")] * len(short) + [million, million, (1.0, ".1f", ""), (1.0, ",.0f", "")]
     for name, group in groups.items():
         line = [name, str(len(group))]
         for column, (unit, form, suffix) in zip(columns, forms, strict=True):
-            values = np.array([float(str(row[column])) for row in group.values()]) / unit
-            line.append(f"{values.mean():{form}}{suffix} ({values.min():{form}} to {values.max():{form}})")
+            known = [float(str(row[column])) / unit for row in group.values()]
+            known = [value for value in known if not math.isnan(value)]
+            few = f", {len(known)} of {len(group)}" if len(known) < len(group) else ""
+            span = f"({min(known):{form}} to {max(known):{form}}{few})" if known else ""
+            line.append(f"{np.mean(known):{form}}{suffix} {span}" if known else "never")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def sign_flip(differences: np.ndarray) -> float:
+FEWEST_PAIRS = 6
+"""All of five pairs being on one side has a probability of 2/32, so that fewer than six tell nothing from chance."""
+
+
+def chance(differences: np.ndarray) -> float:
     """How probable a mean as far from zero is, or farther, if each difference [N] was as likely to have the other sign.
 
-    The exact permutation test of pairs (Fisher, The Design of Experiments, 1935, section 21); two-sided. As it takes
-    all 2^N signs, N may be 20 at most.
+    The permutation test of pairs (Fisher, The Design of Experiments, 1935, section 21), two-sided; exact up to 16.
     """
-    signs = 1 - 2 * (np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1)
-    means = np.abs((signs * differences).mean(1))
-    return float((means >= np.abs(differences.mean()) - 1e-12).mean())
-
-
-def frames_or_all(row: dict[str, object], column: str) -> float:
-    """Frames until something was reached; all of the run where it never was, which took longer, if anything."""
-    frames = float(str(row[column]))
-    return float(str(row["frames"])) if math.isnan(frames) else frames
+    test = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=2**16, rng=0)
+    return float(test.pvalue)
 
 
 def report_pairs(groups: Finals, against: str = "uniform") -> str:
-    """A table in Markdown that compares runs of the same seed and length; empty if there are fewer than five pairs."""
+    """A table in Markdown that compares runs of the same length and seeds; empty if there are too few.
+
+    A time that was never reached counts as all of the run, which makes for ratios that are too near to one.
+    """
     lines = []
     for name, group in groups.items():
         seeds = [] if name == against else sorted(group.keys() & groups.get(against, {}).keys())
-        if len(seeds) < 5:
+        if len(seeds) < FEWEST_PAIRS:
             continue
         line = [f"{name} / {against}", str(len(seeds))]
-        for column in REACHED:
-            ours, theirs = ([frames_or_all(of[seed], column) for seed in seeds] for of in (group, groups[against]))
-            logs = np.log(ours) - np.log(theirs)
-            line.append(f"{np.exp(logs.mean()):.2f} ({np.exp(logs.min()):.2f} to {np.exp(logs.max()):.2f})")
-            line += [f"{(logs < 0).sum()} of {len(seeds)}", f"{sign_flip(logs):.3f}"]
+        for column in (TO_MEAN, TO_ALL):
+            times = np.array([[float(str(runs[seed][column])) for runs in (group, groups[against])] for seed in seeds])
+            ends = np.array([[float(str(runs[seed]["frames"])) for runs in (group, groups[against])] for seed in seeds])
+            never = int(np.isnan(times).sum())
+            logs = np.log(np.where(np.isnan(times), ends, times)) @ [1, -1]
+            mean, lowest, highest = (f"{value:.2f}" for value in np.exp([logs.mean(), logs.min(), logs.max()]))
+            line.append(f"{mean} ({lowest} to {highest}{f', {never} never' if never else ''})")
+            line.append(" / ".join(str(int(side.sum())) for side in (logs < 0, logs == 0, logs > 0)))
+            line.append(f"{chance(logs):.3f}")
         lines.append(line)
     if not lines:
         return ""
-    head = ["", "pairs", "frames to mean 90 %", "sooner", "p", "frames to all 98 %", "sooner", "p"]
+    sides = "sooner / level / later"
+    head = ["", "pairs", "frames to mean 90 %", sides, "p", "frames to all 98 %", sides, "p"]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
 
 

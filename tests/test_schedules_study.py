@@ -60,8 +60,9 @@ def test_screening_first_and_finals_by_seed() -> None:
     assert list(cells) == ["uniform", "meta", *(f"{n}-7.5M-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
     assert cells["meta"] == ["--schedule", "meta", "--seed", "1", "--total-frames", "2000000"]
     assert cells["pcgrad-7.5M-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7500000"]
-    for flags in schedules.cells(schedules.Args()).values():
-        parse_train(flags)
+    (groups,) = schedules.finals([{"cell": name} for name in cells]).values()
+    assert {name: list(group) for name, group in groups.items()} == {"uniform": [1, 2, 3], "pcgrad": [1, 2, 3]}
+    assert list(schedules.cells(schedules.Args())) == list(schedules.SCHEDULES)
 
 
 def test_finals_by_hand() -> None:
@@ -92,37 +93,40 @@ def test_finals_by_hand() -> None:
     assert lines[2:] == [f"| {' | '.join(expected)} | 6,000 (5,000 to 7,000) |"]
 
 
+def test_finals_that_got_nowhere() -> None:
+    success = {f"eval/{task}/success_rate": "1" for task in learning.TASK_NAMES}
+    rest = success | {"minutes_to_mean_0.9": "nan", "steps_per_second": "9"}
+    rows = [rest | final(400_000, math.nan) | {"cell": "meta-1M-seed1"}]
+    rows += [rest | final(math.nan, math.nan) | {"cell": "meta-1M-seed2"}]
+    line = schedules.report_finals(schedules.finals(rows)["1M"]).splitlines()[-1]
+    assert "| 0.40M (0.40 to 0.40, 1 of 2) | never | never | 9 (9 to 9) |" in line
+
+
 def final(frames_to_mean: float, frames_to_all: float, frames: int = 1000) -> dict[str, object]:
     return {"frames_to_mean_0.9": str(frames_to_mean), "frames_to_all_0.98": str(frames_to_all), "frames": str(frames)}
 
 
 def test_pairs_by_hand() -> None:
-    uniform = {seed: final(400, 500) for seed in (1, 2, 3, 4, 5, 9)}
-    twice_as_fast = {seed: final(200, 500) for seed in (5, 4, 3, 2, 1, 6)}
-    twice_as_fast[5] = final(800, math.nan)  # never, so at least after 1,000
+    uniform = {seed: final(400, 500) for seed in (1, 2, 3, 4, 5, 6, 9)}
+    twice_as_fast = {seed: final(200, 500) for seed in (6, 5, 4, 3, 2, 1, 7)}
+    twice_as_fast[5] = final(800, math.nan)  # never, so not before 1,000
     two_seeds = {seed: final(200, 200) for seed in (1, 2)}
     groups = {"meta": twice_as_fast, "uniform": uniform, "popart": two_seeds}
     (line,) = schedules.report_pairs(groups).splitlines()[2:]
-    # 2^(-4/5 + 1/5), and 2^(1/5): of 32 ways to choose signs, those with at most one that differs from the rest give
-    # as large a mean of five equal logarithms; a single one that is not zero gives it always.
-    expected = [
-        "meta / uniform",
-        "5",
-        "0.66 (0.50 to 2.00)",
-        "4 of 5",
-        "0.375",
-        "1.15 (1.00 to 2.00)",
-        "0 of 5",
-        "1.000",
-    ]
-    assert line == f"| {' | '.join(expected)} |"
+    # 2^(-5/6 + 1/6), and 2^(1/6). Of 64 ways to choose the signs of six equal logarithms, those with at most one that
+    # differs from the rest have as large a mean; a single one that is not zero has it always.
+    to_mean = ["0.63 (0.50 to 2.00)", "5 / 0 / 1", f"{(2 + 12) / 64:.3f}"]
+    to_all = ["1.12 (1.00 to 2.00, 1 never)", "0 / 5 / 1", "1.000"]
+    assert line == f"| {' | '.join(['meta / uniform', '6', *to_mean, *to_all])} |"
     assert schedules.report_pairs({"uniform": uniform, "popart": two_seeds}) == ""
     assert schedules.report_pairs({"meta": twice_as_fast}) == ""
 
 
-def test_sign_flips_by_hand() -> None:
-    assert schedules.sign_flip(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
-    assert schedules.sign_flip(np.array([-1.0, 2.0, 3.0])) == 4 / 8  # 4, as far as 6 and 4 are
+def test_chance_by_hand() -> None:
+    assert schedules.chance(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
+    assert (
+        schedules.chance(np.array([-1.0, 2.0, 3.0])) == 4 / 8
+    )  # 4, and as far from zero are 6, 4, and their opposites
 
 
 @pytest.fixture
@@ -164,6 +168,8 @@ def study(monkeypatch, *arguments: str) -> int:
 
 
 def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path, monkeypatch, capsys) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(schedules, "plot_runs", lambda runs, out: drawn.append(out.name))
     assert study(monkeypatch, "--only", "uniform", "progress") == 130
     cells = [line.split(",")[0] for line in (tmp_path / "results" / "results.csv").read_text().splitlines()]
     assert cells == ["cell", "uniform"]
@@ -182,6 +188,12 @@ def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path
     assert "| progress | 0.960 |" in table
     assert study(monkeypatch, "--report-only") == 0
     assert capsys.readouterr().out == table and len(ran) == 5
+    assert study(monkeypatch, "--only", "uniform", "--finalists", "meta", "--final-seeds", "7") == 0
+    assert [command[:5] for command in ran[5:]] == [
+        ("train", "--schedule", "meta", "--seed", "7"),
+        ("eval", str(tmp_path / "runs" / "meta-5M-seed7"), "--seeds", "100", "200"),
+    ]
+    assert capsys.readouterr().out.startswith(table) and drawn[-2:] == ["screening", "finals-5M"]
 
 
 def test_what_is_refused(ran, monkeypatch, capsys) -> None:
@@ -189,6 +201,9 @@ def test_what_is_refused(ran, monkeypatch, capsys) -> None:
         ("--report-only",): "nothing has been measured yet",
         ("--only", "best"): "unknown schedule 'best': known are uniform, random",
         ("--finalists", "best"): "unknown schedule 'best'",
+        ("--finalists", "meta", "--final-seeds"): "final_seeds is empty",
+        ("--finalists", "meta", "--final-seeds", "-1"): "seed is -1",
+        ("--finalists", "meta", "--final-frames", "0"): "total_frames is 0",
     }.items():
         assert study(monkeypatch, *arguments) == 2
         err = capsys.readouterr().err
