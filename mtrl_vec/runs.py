@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
 import importlib.util
 import io
@@ -224,7 +225,6 @@ class RunLog:
     ) -> None:
         self._folder, self._notify, self._complained = folder, notify, False
         self._columns = column_names(config.tasks)
-        self._pending = b""
         path = folder / METRICS_NAME
         rows = _rows_until(path, iteration) if iteration else []
         temporary = path.with_suffix(".tmp")
@@ -232,6 +232,7 @@ class RunLog:
             temporary.write_bytes(b"".join([_csv_line(self._columns), *map(self._line, rows)]))
             temporary.replace(path)
             self._file = path.open("ab", buffering=0)  # what cannot be written is kept here, not in a buffer
+            self._pending = self._file.tell(), b""  # rows, and where they go: the file tells how much of them it has
         except OSError as error:
             raise InputError(
                 f"cannot write to {folder} ({error.strerror}): make room or choose another folder"
@@ -248,7 +249,8 @@ class RunLog:
         if missing := set(self._columns) ^ row.keys():
             raise ValueError(f"not the columns of the metrics: {sorted(missing)}")
         formatted = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        self._pending += self._line(formatted)
+        start, rows = self._pending
+        self._pending = start, rows + self._line(formatted)
         curves, step = {key: value for key, value in row.items() if not np.isnan(value)}, int(row["frames"])
         problems = [self._write_file(), self._write_tensorboard(curves, step), self._write_wandb(curves, step)]
         if problem := next(filter(None, problems), None):
@@ -259,11 +261,14 @@ class RunLog:
             self._complained = False
 
     def _write_file(self) -> str | None:
+        start, rows = self._pending
         try:
-            while self._pending:
-                self._pending = self._pending[self._file.write(self._pending) :]
+            missing = rows[max(0, self._file.tell() - start) :]
+            if self._file.write(missing) < len(missing):
+                return os.strerror(errno.ENOSPC)
         except OSError as error:
             return error.strerror
+        self._pending = self._file.tell(), b""
         return None
 
     def _write_tensorboard(self, curves: Mapping[str, float], step: int) -> str | None:
@@ -296,8 +301,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush and close the files."""
-        if self._complained:  # else, what is pending may be in the file already: an interruption came in between
-            self._write_file()
+        self._write_file()
         self._file.close()
         with contextlib.suppress(OSError):
             if self._tensorboard is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -47,22 +48,29 @@ def test_a_log_takes_all_columns_and_no_others(tmp_path) -> None:
     log.close()
 
 
-def test_an_interruption_right_after_a_write_does_not_repeat_it(tmp_path) -> None:
+@pytest.mark.parametrize("written", [0, 10, None], ids=["nothing", "a part", "all"])
+@pytest.mark.parametrize("interrupted", [True, False], ids=["an interruption", "a full disk"])
+def test_what_was_written_of_a_row_is_not_written_again(tmp_path, written, interrupted) -> None:
     log = RunLog(tmp_path, tiny_config(), 0, 0, lambda message: None)
     file, row = log._file, dict.fromkeys(column_names(TASKS), 1.0) | {"frames": 192}
+    log.write(row)
 
-    class Interrupted:
-        close = file.close
+    class File:
+        tell = file.tell
 
         def write(self, data: bytes) -> int:
-            file.write(data)
-            raise KeyboardInterrupt
+            count = file.write(data[:written])
+            if interrupted:
+                raise KeyboardInterrupt
+            return count
 
-    log._file = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
+    log._file = File()
+    with contextlib.suppress(KeyboardInterrupt):
         log.write(row)
+    log._file = file
     log.close()
-    assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
+    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert header.startswith("iteration,") and len(rows) == 2 and rows[0] == rows[1]
 
 
 def test_tensorboard_has_the_numbers_of_the_file_also_after_a_resumption(tmp_path) -> None:
