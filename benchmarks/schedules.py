@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parent / "results" / "schedules"
 RUNS = Path("runs") / "schedules"
 MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
 TO_MEAN, TO_ALL = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
+MINUTES_TO_MEAN = f"minutes_to_mean_{MEAN_SUCCESS}"
 
 SCHEDULES = {
     "uniform": "",
@@ -129,7 +130,7 @@ def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
     reach, *_, pick_place = learning.TASK_NAMES
     return {
         TO_MEAN: frames,
-        f"minutes_to_mean_{MEAN_SUCCESS}": minutes,
+        MINUTES_TO_MEAN: minutes,
         TO_ALL: first_success(metrics, EACH_SUCCESS, np.min)[0],
         "steps_per_second": steps_per_second(metrics),
         "reach_lowest_while_pick_place": forgetting(metrics, reach, pick_place),
@@ -142,24 +143,28 @@ def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> learn
     return {"cell": name, **figures(read_metrics(FOLDER / f"{name}.csv")), **row}
 
 
+def number(row: Mapping[str, object], name: str) -> float:
+    """Of a row of ``results.csv``, as it is in the file or just measured."""
+    return float(str(row[name]))
+
+
 def report(rows: Sequence[dict[str, object]]) -> str:
     """A table of cells in Markdown."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
     head = ["cell", *short, "mean", "frames", "mean 90 % after", "minutes", "steps/s", "reach while pick-place"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
-        number = lambda name: float(str(row[name]))  # noqa: B023, E731
-        reached, minutes = number(f"frames_to_mean_{MEAN_SUCCESS}"), number(f"minutes_to_mean_{MEAN_SUCCESS}")
-        lowest = number("reach_lowest_while_pick_place")
+        reached, minutes = number(row, TO_MEAN), number(row, MINUTES_TO_MEAN)
+        lowest = number(row, "reach_lowest_while_pick_place")
         lines.append(
             [
                 str(row["cell"]),
-                *(f"{number(f'eval/{task}/success_rate'):.3f}" for task in learning.TASK_NAMES),
-                f"{number('eval/mean_success_rate'):.3f}",
-                f"{number('frames') / 1e6:.1f}M",
+                *(f"{number(row, f'eval/{task}/success_rate'):.3f}" for task in learning.TASK_NAMES),
+                f"{number(row, 'eval/mean_success_rate'):.3f}",
+                f"{number(row, 'frames') / 1e6:.1f}M",
                 "never" if math.isnan(reached) else f"{reached / 1e6:.2f}M",
                 "" if math.isnan(minutes) else f"{minutes:.1f}",
-                f"{number('steps_per_second'):,.0f}",
+                f"{number(row, 'steps_per_second'):,.0f}",
                 "" if math.isnan(lowest) else f"{lowest:.2f}",
             ]
         )
@@ -187,13 +192,13 @@ def report_finals(groups: Finals) -> str:
     head = ["schedule", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), TO_MEAN, TO_ALL]
-    columns += [f"minutes_to_mean_{MEAN_SUCCESS}", "steps_per_second"]
+    columns += [MINUTES_TO_MEAN, "steps_per_second"]
     million = 1e6, ".2f", "M"
     forms = [(1.0, ".3f", "")] * len(short) + [million, million, (1.0, ".1f", ""), (1.0, ",.0f", "")]
     for name, group in groups.items():
         line = [name, str(len(group))]
         for column, (unit, form, suffix) in zip(columns, forms, strict=True):
-            known = [float(str(row[column])) / unit for row in group.values()]
+            known = [number(row, column) / unit for row in group.values()]
             known = [value for value in known if not math.isnan(value)]
             few = f", {len(known)} of {len(group)}" if len(known) < len(group) else ""
             span = f"({min(known):{form}} to {max(known):{form}}{few})" if known else ""
@@ -226,9 +231,10 @@ def report_pairs(groups: Finals, against: str = "uniform") -> str:
         if len(seeds) < FEWEST_PAIRS:
             continue
         line = [f"{name} / {against}", str(len(seeds))]
+        pairs = [(group[seed], groups[against][seed]) for seed in seeds]
+        ends = np.array([[number(row, "frames") for row in pair] for pair in pairs])
         for column in (TO_MEAN, TO_ALL):
-            times = np.array([[float(str(runs[seed][column])) for runs in (group, groups[against])] for seed in seeds])
-            ends = np.array([[float(str(runs[seed]["frames"])) for runs in (group, groups[against])] for seed in seeds])
+            times = np.array([[number(row, column) for row in pair] for pair in pairs])
             never = int(np.isnan(times).sum())
             logs = np.log(np.where(np.isnan(times), ends, times)) @ [1, -1]
             mean, lowest, highest = (f"{value:.2f}" for value in np.exp([logs.mean(), logs.min(), logs.max()]))

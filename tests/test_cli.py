@@ -255,19 +255,20 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert content["frames"] == content["iteration"] * 192
 
 
-LONG_ITERATIONS = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-steps", "8192"]
-"""A run that does not get through its first iteration while something is done to it as it starts."""
+def start_workers(run: Path, count: int, *flags: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A run whose workers start, far from the end of its first iteration, in a group of its own; all its processes."""
+    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-steps", "8192", "--run-dir", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, *flags], **pipes, start_new_session=True, preexec_fn=at_ctrl_c)
+    assert process.stdout.readline().startswith("training")
+    wait_for(lambda: len(workers_of(descendants(process.pid))) >= count, process)
+    return process, descendants(process.pid)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("to_all", [False, True])
 def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
-    command = [*LONG_ITERATIONS, "--run-dir", str(tmp_path / "run")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=at_ctrl_c)
-    assert process.stdout.readline().startswith("training")
-    wait_for(lambda: bool(workers_of(descendants(process.pid))), process)
-    children = descendants(process.pid)
+    process, children = start_workers(tmp_path / "run", 1)
     os.killpg(process.pid, sent) if to_all else process.send_signal(sent)
     _, err = process.communicate(timeout=180)
     assert process.returncode == 130
@@ -277,12 +278,7 @@ def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None
 
 
 def test_a_worker_that_dies_while_it_starts(tmp_path) -> None:
-    command = [*LONG_ITERATIONS, "--num-workers", "2", "--max-restarts", "0", "--run-dir", str(tmp_path / "run")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, start_new_session=True)
-    assert process.stdout.readline().startswith("training")
-    wait_for(lambda: len(workers_of(descendants(process.pid))) == 2, process)
-    children = descendants(process.pid)
+    process, children = start_workers(tmp_path / "run", 2, "--num-workers", "2", "--max-restarts", "0")
     os.kill(workers_of(children)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=180)
     assert process.returncode == 1

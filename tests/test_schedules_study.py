@@ -124,9 +124,8 @@ def test_pairs_by_hand() -> None:
 
 def test_chance_by_hand() -> None:
     assert schedules.chance(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
-    assert (
-        schedules.chance(np.array([-1.0, 2.0, 3.0])) == 4 / 8
-    )  # 4, and as far from zero are 6, 4, and their opposites
+    # The sum is 4. Of the eight sums, 6 and 4 and their opposites are as far from zero.
+    assert schedules.chance(np.array([-1.0, 2.0, 3.0])) == 4 / 8
 
 
 @pytest.fixture
