@@ -212,12 +212,14 @@ def soak(args: Args) -> dict[str, Any]:
 
 def problems(results: dict[str, Any], args: Args) -> list[str]:
     """What is not as it should be."""
+    seen = not math.isnan(results["growth"])
+    memory = f"memory grew by {results['growth']:.1%}" if seen else "memory was at no time past --warmup-seconds"
     checks = {
         "exit code": results["exit_code"] == 0,
         "frames": results["frames"] == results["expected_frames"] == results["checkpoint_frames"],
         "metrics with gaps or repetitions": results["rows_in_order"],
         "worker losses noticed": results["restarts"] >= args.kills,
-        f"memory grew by {results['growth']:.1%}": abs(results["growth"]) <= MAX_GROWTH,
+        memory: abs(results["growth"]) <= MAX_GROWTH,
         f"checkpoints took {results['checkpoint_share']:.1%}": results["checkpoint_share"] <= MAX_CHECKPOINT_SHARE,
         "processes left": not results["processes_left"],
         "shared memory left": not results["shared_memory_left"],
