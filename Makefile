@@ -30,9 +30,10 @@ profile: $(STAMP)  ## where the time of training goes: a table, and a trace for 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-check: $(STAMP)  ## formatting, lint and types
+check: $(STAMP)  ## formatting, lint, imports and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --quiet
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench  ## steps per second of this and of the alternatives

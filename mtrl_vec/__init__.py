@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtrl_vec.config import TrainConfig
     from mtrl_vec.envs import make_env
-    from mtrl_vec.trained import load_policy
-    from mtrl_vec.trainer import Trainer
+    from mtrl_vec.policy import load_policy
+    from mtrl_vec.train import Trainer
 
 __all__ = ["TrainConfig", "Trainer", "load_policy", "make_env"]
 
-_MODULES = {"TrainConfig": "config", "Trainer": "trainer", "load_policy": "trained", "make_env": "envs"}
+_MODULES = {"TrainConfig": "config", "Trainer": "train", "load_policy": "policy", "make_env": "envs"}
 
 
 def __getattr__(name: str) -> Any:

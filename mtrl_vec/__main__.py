@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from mtrl_vec.cli import main  # takes seconds, in which somebody may press Ctrl-C
+        from mtrl_vec.commands.cli import main  # takes seconds, in which somebody may press Ctrl-C
 
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The errors that a person has to act on. Their messages are one line: what is wrong and what to do about it."""
+"""Errors that a user has to act on. Each message is one line: what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from typing import Any
 
 
 class InputError(Exception):
-    """A setting, a file or a name that does not work.
+    """A setting, file or name that does not work.
 
-    Not a ``ValueError``: the command line's parser takes those for its own and wraps their message in a box.
+    Not a ``ValueError``: the command-line parser catches those and wraps their message in a box.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on. What it had learned by then is saved."""
+    """A run that cannot continue. What it had learned so far has been saved."""
 
 
 class WorkerDied(RunFailed):
-    """A simulation worker ended on its own. The message names it."""
+    """A simulator process exited on its own. The message names it."""
 
 
 class Diverged(RunFailed):
-    """The learner's numbers are no longer finite. The message names them.
+    """Loss or gradients are no longer finite. The message names the tensor and task.
 
     Args:
         message: what happened.
-        minibatch: ``policy_state`` and ``minibatch`` that it happens with, see `mtrl_vec.diagnosis`.
+        minibatch: ``policy_state`` and ``minibatch`` that reproduce it, see `mtrl_vec.learn.diagnosis`.
     """
 
     def __init__(self, message: str, minibatch: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.minibatch = minibatch
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, shortened, to quote in a message of our own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -1,21 +1,25 @@
-"""Where numbers come from: the machine and the versions that produced them."""
+"""Where numbers come from: the machine and the package versions that produced them."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
 import torch
 
-from mtrl_vec.workers import available_cores
-
 PACKAGES = ("torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
 
 
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, str | int | None]:
-    """The processor, how many of its cores may be used, and the GPU."""
+    """Processor, usable cores, and GPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -28,7 +32,7 @@ def machine() -> dict[str, str | int | None]:
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that matter; None for what is not installed."""
+    """Versions of Python and of the packages that matter; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

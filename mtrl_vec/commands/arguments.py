@@ -1,0 +1,249 @@
+"""The commands and their flags.
+
+Everything is a dataclass that tyro turns into flags, flat whatever its groups. Nothing heavy is imported, so that
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+
+from mtrl_vec.config import PRESETS, EnvironmentConfig, LearnerConfig, PolicyConfig, RuntimeConfig, TrainConfig
+from mtrl_vec.config.sampling import SamplingConfig, UniformConfig, make_sampling_config
+from mtrl_vec.errors import InputError
+
+PROG = "python -m mtrl_vec"
+CHECKPOINT_HELP = "checkpoint file; or the folder of a run, for its best policy; or 'pretrained', which is included"
+
+Method = Literal["uniform", "random", "curriculum", "difficulty", "progress", "meta"]
+
+RENAMED = {
+    "--schedule": "--task-sampling",
+    "--share-floor": "--min-task-prob (with difficulty: --min-task-weight)",
+    "--balance": "--gradient-method",
+    "--relative-inputs": "--relative-features",
+    "--no-relative-inputs": "--no-relative-features",
+}
+"""Flags of earlier versions, and what they are called now."""
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """Task sampling: which tasks new episodes get, and how much each task counts in the loss.
+
+    Settings that a method does not read are refused with it; None stands for the method's default.
+    """
+
+    task_sampling: Method = "uniform"
+    """uniform: every environment keeps its task. random: drawn for each episode. curriculum: one task after the other.
+    difficulty: larger weights for what fails. progress: probabilities by learning progress. meta: probabilities chosen
+    by a small network whose reward is learning progress."""
+    curriculum: tuple[str, ...] | None = None
+    """With curriculum: the tasks in the order to learn them. By default the order of --tasks."""
+    curriculum_success: float | None = None
+    """With curriculum: success rate at which a task is done; 0.9."""
+    curriculum_frames: int | None = None
+    """With curriculum: environment steps after which a task is done in any case; no limit."""
+    min_task_prob: float | None = None
+    """With curriculum: probability of each task that is done; with progress and meta: least probability; 0.1."""
+    min_task_weight: float | None = None
+    """With difficulty: least weight of a task in the loss, where all sum to 1; 0.1."""
+    temperature: float | None = None
+    """With difficulty, progress and meta: flattens weights or probabilities; 1."""
+    difficulty_by: Literal["success", "loss"] | None = None
+    """With difficulty: success, what fails; loss, where the critic's loss falls slowly; success."""
+    meta_lr: float | None = None
+    """With meta: learning rate of the network; 0.01."""
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> SamplingFlags:
+        """The flags that mean a configuration."""
+        return cls(config.name, **dataclasses.asdict(config))  # type: ignore[arg-type]
+
+    def config(self) -> SamplingConfig:
+        """The configuration that the flags mean. Raises InputError."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return make_sampling_config(given.pop("task_sampling"), **given)
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train one policy on all tasks, or continue a run.
+
+    Example: python -m mtrl_vec train --tasks push-v3 --total-frames 2000000
+    """
+
+    resume: Path | None = None
+    """Continue the run in this folder. Only flags of the runtime group may change."""
+    preset: Literal["cpu", "gpu", "tutorial"] = "cpu"
+    """Other defaults; other flags override them."""
+    seed: int = 1
+    """Seed of the environments, the initial weights and the actions."""
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    sampling: SamplingFlags = field(default_factory=lambda: SamplingFlags.of(UniformConfig()))
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    @classmethod
+    def of(cls, config: TrainConfig, **others: Any) -> Any:
+        """The command whose flags mean a configuration."""
+        groups = {name: getattr(config, name) for name in ("seed", "environment", "policy", "learner", "runtime")}
+        return cls(**groups, sampling=SamplingFlags.of(config.sampling), **others)
+
+    def config(self) -> TrainConfig:
+        """The configuration that the flags mean. Raises InputError."""
+        groups = {name: getattr(self, name) for name in ("seed", "environment", "policy", "learner", "runtime")}
+        return TrainConfig(**groups, sampling=self.sampling.config())
+
+
+@dataclass(frozen=True)
+class ProfileCommand(TrainCommand):
+    """Train for a few iterations and show where the time goes; leaves a trace for Perfetto. Takes the flags of train.
+
+    Example: python -m mtrl_vec profile --iterations 5 --json profile.json
+    """
+
+    iterations: int = 5
+    """Iterations to measure; some more run before them to warm up, and one after, for the trace."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Evaluate trained policies under Meta-World's official protocol: 50 goals per task and seed, mean action.
+
+    Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
+    """
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}.")]
+    seeds: tuple[int, ...] = (100,)
+    """Seeds of Meta-World's goals, 1 or more; each is another 50 goals a task."""
+    json: Path | None = None
+    """Also write the results to this file."""
+    quiet: bool = False
+    """Show nothing but the table."""
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw success and return of runs, over frames and over time. Runs that differ only in seed are one curve.
+
+    Example: python -m mtrl_vec plot runs/a runs/b --out curves
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs, or files like their metrics.csv."""
+    out: Path = Path("learning")
+    """Where to: gets the endings .png and .svg."""
+    quiet: bool = False
+    """Do not say what was written."""
+
+
+@dataclass(frozen=True)
+class VideoCommand:
+    """Film a policy on each of its tasks, side by side: its mean actions, on fresh goals.
+
+    Example: python -m mtrl_vec video pretrained --out video
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
+    out: Path = Path("video")
+    """Where to: gets the endings .mp4 and .gif."""
+    episodes: int = 2
+    """Episodes of each task, one after the other."""
+    seed: int = 0
+    """Of the goals."""
+    quiet: bool = False
+    """Do not say what was written."""
+
+
+COMMANDS: dict[str, type] = {
+    "train": TrainCommand,
+    "eval": EvalCommand,
+    "plot": PlotCommand,
+    "video": VideoCommand,
+    "profile": ProfileCommand,
+}
+
+
+def parse(arguments: Sequence[str], resumed: TrainConfig | None = None) -> Any:
+    """The command, one of `COMMANDS`, that arguments mean.
+
+    Args:
+        arguments: name of the command and its flags.
+        resumed: defaults of ``train`` in place of a preset's.
+
+    Raises:
+        InputError: they make no sense. The message is one line.
+        SystemExit: after showing the help that they ask for.
+    """
+    for flag in (argument.partition("=")[0].replace("_", "-") for argument in arguments):
+        if flag in RENAMED:
+            raise InputError(f"{flag} is now called {RENAMED[flag]}")
+    preset = peek("--preset", arguments) or "cpu"
+    config = resumed or PRESETS.get(preset, PRESETS["cpu"])
+    defaults: dict[str, Any] = {
+        "train": TrainCommand.of(config, preset=preset if preset in PRESETS else "cpu"),
+        "profile": ProfileCommand.of(config, preset=preset if preset in PRESETS else "cpu"),
+    }
+    commands = [
+        Annotated[cls, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
+        for name, cls in COMMANDS.items()
+    ]
+    return _parse(commands, arguments)
+
+
+def parse_train(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration that flags of ``train`` mean. Raises InputError where they make no sense."""
+    return parse(["train", *arguments]).config()
+
+
+def peek(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag that decides what the defaults of others are."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
+
+
+def _parse(commands: list[Any], arguments: Sequence[str]) -> Any:
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            union: Any = Union[tuple(commands)]  # noqa: UP007  (made at run time)
+            return tyro.cli(
+                union,
+                args=list(arguments),
+                prog=PROG,
+                description="Fast multi-task reinforcement learning on Meta-World. Errors are one line; with --debug "
+                "they come with a traceback.",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        named = [arguments[0]] if arguments and arguments[0] in COMMANDS else []
+        raise InputError(f"{_first_part(box.getvalue())}: see {' '.join([PROG, *named])} --help") from end
+
+
+def _first_part(box: str) -> str:
+    """What tyro says in the first part of the box that it draws around a message and its explanations."""
+    lines = [line.strip(" │|") for line in box.splitlines()[1:-1]]  # without the title and the bottom
+    texts = itertools.dropwhile(_is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not _is_rule(line), texts)).removesuffix(".") or "cannot be read"
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-+ ")

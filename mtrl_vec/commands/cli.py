@@ -1,0 +1,58 @@
+"""``python -m mtrl_vec``: runs the command that was typed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mtrl_vec.commands import arguments as flags
+from mtrl_vec.errors import InputError, RunFailed
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a command. Its modules are imported only now, so that ``--help`` is quick."""
+    if arguments[:1] == ["train"]:
+        from mtrl_vec.commands.train import train
+
+        train(arguments)
+        return
+    command = flags.parse(arguments)
+    if isinstance(command, flags.ProfileCommand):
+        from mtrl_vec.commands.profile import profile
+
+        profile(command, arguments)
+    elif isinstance(command, flags.EvalCommand):
+        from mtrl_vec.commands.evaluate import evaluate_checkpoints
+
+        evaluate_checkpoints(command)
+    elif isinstance(command, flags.PlotCommand):
+        from mtrl_vec.commands.plot import plot
+
+        plot(command)
+    else:
+        from mtrl_vec.commands.video import video
+
+        video(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 after Ctrl-C or SIGTERM."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug, arguments = "--debug" in arguments, [argument for argument in arguments if argument != "--debug"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send counts as Ctrl-C
+    try:
+        run(arguments)
+    except (InputError, RunFailed) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0

@@ -1,0 +1,160 @@
+"""The command ``plot``: success and return per task, over frames and over wall-clock, as a picture."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtrl_vec.commands.arguments import PlotCommand
+from mtrl_vec.commands.curves import CLOCKS, Run, group_runs, load_run, mean_and_range
+from mtrl_vec.commands.output import say_written
+from mtrl_vec.errors import InputError
+from mtrl_vec.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEASURES = {"success_rate": "success rate", "return": "return"}
+"""The vertical axes: columns of each task, and what they are called."""
+
+# Okabe and Ito's colours without their yellow, which does not show on white. In greyscale the dashes tell lines apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (7, 1.5, 1.5, 1.5)), (0, (12, 2)), (0, (3, 1)), "-.")
+MARKERS = "os^DvPX"
+STYLE = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
+    "svg.hashsalt": "mtrl_vec",
+}
+
+
+def plot(command: PlotCommand) -> None:
+    """Draw learning curves. Raises InputError."""
+    if not command.runs:
+        raise InputError("no run given: name the folders of one or more runs, for example runs/my-run")
+    say_written(plot_runs(command.runs, command.out), command.quiet)
+
+
+def draw_runs(runs: Sequence[Run]) -> Figure:
+    """The figure that `plot_runs` writes."""
+    from matplotlib.figure import Figure
+
+    groups = group_runs(runs)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    # Several tasks of several groups in one place would be a tangle: each task has a column of its own then.
+    split = len(groups) > 1 and len(tasks) > 1
+    figure = Figure(figsize=(max(7.0, 3.5 * len(tasks)), 12.0) if split else (10.5, 7.0), layout="constrained")
+    shape = (4, len(tasks)) if split else (2, 2)
+    axes = figure.subplots(*shape, sharex="row" if split else "col", squeeze=False)
+    for (c, clock), (m, measure), (t, task) in product(enumerate(CLOCKS), enumerate(MEASURES), enumerate(tasks)):
+        row, column = (2 * c + m, t) if split else (m, c)
+        axis = axes[row, column]
+        for g, group in enumerate(groups.values()):
+            _draw_curves(axis, group, clock, f"{task}/{measure}", g if len(groups) > 1 else t)
+        axis.set_xlabel(CLOCKS[clock][1] if split or row else "")
+        axis.set_ylabel("" if column else MEASURES[measure])
+        axis.set_title(task if split and row == 0 else "", parse_math=False)
+        axis.set_xlim(left=0)
+        if measure == "success_rate":
+            axis.set_ylim(-0.04, 1.04)
+        axis.grid(alpha=0.3)
+
+    captions = [
+        label if len(group) == 1 else f"{label}: mean and range of {len(group)} runs" for label, group in groups.items()
+    ]
+    names, title = (tasks, captions[0]) if len(groups) == 1 else (captions, "" if split else tasks[0])
+    evaluated = any(run.curve("frames", f"eval/{task}/success_rate") for run in runs for task in tasks)
+    _add_legend(figure, names, title, evaluated)
+    return figure
+
+
+def _add_legend(figure: Figure, names: list[str], title: str, evaluated: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **_line(look)) for look in range(len(names))]
+    if evaluated:
+        handles.append(Line2D([], [], **_marker(0) | {"color": "0.3"}))
+        names = [*names, "evaluation, without exploration noise"]
+    room, extra = round(10 * figure.get_figwidth()), 8  # in letters: of the figure, and what goes with a name
+    names = [textwrap.fill(name, room - extra) for name in names]
+    widths = [len(name) + extra for name in names]
+    columns = len(names) if sum(widths) <= room else max(1, room // max(widths))
+    legend = figure.legend(
+        handles, names, title=textwrap.fill(title, room), loc="outside upper center", ncols=columns, frameon=False
+    )
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)  # there may be dollar signs in the name of a folder
+
+
+def _draw_curves(axis: Axes, group: Sequence[Run], clock: str, column: str, look: int) -> None:
+    unit = CLOCKS[clock][0]
+    curves = [curve for run in group if (curve := run.curve(clock, f"train/{column}"))]
+    if len(curves) == 1:
+        x, y = curves[0]
+        axis.plot(x / unit, y, **_line(look), marker="." if len(x) == 1 else "")
+    elif curves:
+        x, y, low, high = mean_and_range(curves)
+        axis.fill_between(x / unit, low, high, color=COLORS[look % len(COLORS)], alpha=0.2, linewidth=0)
+        axis.plot(x / unit, y, **_line(look))
+    for run in group:
+        if evaluations := run.curve(clock, f"eval/{column}"):
+            axis.plot(evaluations[0] / unit, evaluations[1], **_marker(look))
+
+
+def _line(look: int) -> dict[str, Any]:
+    dashes = DASHES[(look + look // len(COLORS)) % len(DASHES)]
+    return {"color": COLORS[look % len(COLORS)], "linestyle": dashes, "linewidth": 2}
+
+
+def _marker(look: int) -> dict[str, Any]:
+    marker = {"marker": MARKERS[look % len(MARKERS)], "markersize": 4.5, "markerfacecolor": "white", "alpha": 0.8}
+    return {"color": COLORS[look % len(COLORS)], "linestyle": "", **marker}
+
+
+def plot_runs(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Draw success and return per task over frames and over wall-clock; write ``<out>.png`` and ``<out>.svg``.
+
+    Runs with the same settings but another seed are a group (see `group_runs`). Its line is their mean and its band the
+    range from the lowest to the highest, interpolated between the points of each, up to the end of the shortest. A
+    group of one has its own line as it is. Markers are evaluations while training.
+
+    Args:
+        folders: of runs, finished or not; or metrics files by themselves.
+        out: the pictures' path without ``.png`` and ``.svg`` (which are ignored here), in an existing folder.
+
+    Returns:
+        The two files. Each is replaced as a whole, if at all.
+
+    Raises:
+        InputError: a run that is not there or cannot be read, no way to write to ``out``, or no matplotlib.
+    """
+    try:
+        import matplotlib.style
+    except ImportError as error:
+        raise InputError("plot needs matplotlib: pip install 'mtrl_vec[pictures]'") from error
+    if not folders:
+        raise InputError("no runs to plot: give the folder of at least one")
+    out = out.with_suffix("") if out.suffix in (".png", ".svg") else out
+    if not out.name or not out.parent.is_dir():
+        raise InputError(f"cannot write {out}.png: give a name in an existing folder")
+    runs = [load_run(path) for path in {path.resolve(): path for path in folders}.values()]
+    pictures = {kind: io.BytesIO() for kind in ("png", "svg")}
+    with matplotlib.style.context(STYLE, after_reset=True):  # whatever the user's own matplotlibrc says
+        figure = draw_runs(runs)
+        for kind, picture in pictures.items():
+            figure.savefig(picture, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    files = [out.with_name(f"{out.name}.{kind}") for kind in pictures]
+    for file, picture in zip(files, pictures.values(), strict=True):
+        try:
+            write_atomically(file, picture.getvalue())
+        except OSError as error:
+            raise InputError(f"cannot write {file} ({error.strerror}): choose another name or folder") from error
+    return files

@@ -1,0 +1,171 @@
+"""The settings of a training run, in groups by what they are about.
+
+Shapes: ``B`` environments, ``T`` steps per rollout, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mtrl_vec.config.checks import check_fields, check_seed, require
+from mtrl_vec.tasks.suite import TASKS, resolve_tasks
+
+Device = Literal["auto", "cpu", "cuda"]
+Compile = Literal["off", "on"]
+Precision = Literal["fp32", "bf16"]
+GradientMethod = Literal["none", "pcgrad", "cagrad"]
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """What is simulated."""
+
+    tasks: tuple[str, ...] = tuple(task.name for task in TASKS)
+    """Tasks to learn together."""
+    num_envs: int = 360
+    """B, simulations running side by side; environment i starts with task i modulo K."""
+    max_episode_steps: int = 100
+    """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
+    that works needs few (the pretrained one at most 49 on 180 fresh goals), and practises more with a new start than
+    with holding on to the goal."""
+    goals_seed: int | None = None
+    """Train on Meta-World's 50 fixed goals per task for this benchmark seed, instead of fresh goals every episode."""
+    random_phase: bool = True
+    """Start the environments at random points of their first episode, so that resets are spread over time."""
+
+    def __post_init__(self) -> None:
+        require(not isinstance(self.tasks, str), "tasks", self.tasks, "must be a list of names")
+        object.__setattr__(self, "tasks", tuple(task.name for task in resolve_tasks(self.tasks)))
+        check_fields(self, positive=("num_envs", "max_episode_steps"))
+        check_seed("goals_seed", self.goals_seed)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The networks."""
+
+    torso: tuple[int, int] = (256, 256)
+    """Widths of the two hidden layers that all tasks share, and actor and critic too."""
+    head: int = 128
+    """Width of the hidden layer of each task's head."""
+    init_std: float = 1.0
+    """Initial standard deviation of the actions, in units of the action range's half width."""
+    learn_std: bool = True
+    """Learn the standard deviation, one per task and action dimension; otherwise it stays at its limit."""
+    relative_features: bool = True
+    """Show the policy motions and distances instead of positions alone."""
+    normalize_observation: bool = True
+    """Normalise observations by their running mean and variance."""
+    popart: bool = False
+    """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
+
+    def __post_init__(self) -> None:
+        require(len(self.torso) == 2 and min(self.torso) > 0, "torso", self.torso, "must be two positive widths")
+        check_fields(self, positive=("head", "init_std"))
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """PPO."""
+
+    num_steps: int = 32
+    """T, steps per environment and iteration."""
+    num_epochs: int = 6
+    """Passes over a rollout."""
+    num_minibatches: int = 6
+    """Minibatches per pass. Frames beyond a multiple of it are left out, others in each pass."""
+    lr: float = 3e-4
+    """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
+    target_kl: float | None = 0.02
+    """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
+    final_kl_fraction: float = 0.2
+    """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
+    final_std: float = 0.3
+    """Limit of the standard deviation at the end; it falls linearly from init_std between 40 and 90 % of the run. The
+    mean action is what gets evaluated, and it must not come to rely on the noise."""
+    gradient_method: GradientMethod = "none"
+    """How the tasks' gradients over the shared torso are combined. none: added up. pcgrad: conflicts are projected out.
+    cagrad: the task that gains least gains as much as possible."""
+    task_weights: tuple[float, ...] | None = None
+    """Fixed weights of the tasks in the loss, times those of the task sampling, in the order of --tasks; any scale. By
+    default all are equal."""
+    success_bonus: float = 5.0
+    """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
+    it: a hand 6 cm from the goal gets 9.8 and no success, and one within 5 cm gets 10."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    gae_lambda: float = 0.97
+    """Lambda of generalised advantage estimation."""
+    clip_epsilon: float = 0.2
+    """PPO's clipping range of the probability ratio."""
+    entropy_coeff: float = 0.0
+    """Weight of the entropy bonus."""
+    critic_coeff: float = 0.5
+    """Weight of the critic's squared error."""
+    max_grad_norm: float = 1.0
+    """Clipping of the global gradient norm."""
+    normalize_reward: bool = True
+    """Scale each task's reward by the running standard deviation of its discounted return."""
+    per_task_advantage: bool = True
+    """Normalise advantages within each task, instead of over the whole rollout."""
+    overlap: bool = False
+    """Collect the next rollout while learning from the last one, with a policy that is one iteration behind."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            positive=(
+                *("num_steps", "num_epochs", "num_minibatches", "lr", "target_kl"),
+                *("final_std", "clip_epsilon", "max_grad_norm"),
+            ),
+            not_negative=("success_bonus", "entropy_coeff", "critic_coeff"),
+            fraction=("gamma", "gae_lambda", "final_kl_fraction"),
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How and how long a run executes, not what it learns: these settings may change when it is resumed."""
+
+    total_frames: int = 2_000_000
+    """Environment steps to train for, over all tasks; rounded up to whole iterations."""
+    run_dir: Path | None = None
+    """Where results go. By default a new folder under runs/."""
+    overwrite: bool = False
+    """Replace the run in --run-dir if there is one."""
+    quiet: bool = False
+    """Show nothing but events and errors."""
+    wandb: bool = False
+    """Also log to Weights & Biases, which has to be installed."""
+    num_workers: int | None = None
+    """Simulator processes, over which the environments are spread. By default what suits the machine."""
+    device: Device = "auto"
+    """Where the policy lives and learns. auto: CUDA when there is one."""
+    precision: Precision = "fp32"
+    """Of forward passes and losses; weights, their gradients and the optimiser are always fp32."""
+    compile: Compile = "off"
+    """Compile advantages and loss with torch.compile, and acting on CUDA. On 2 CPU cores compiled updates are slower,
+    since they compute all heads for all rows."""
+    cuda_graphs: bool = False
+    """On CUDA, replay optimiser steps as one CUDA graph each."""
+    eval_interval: int = 250_000
+    """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none."""
+    eval_episodes: int = 60
+    """Episodes per task of such an evaluation: always the same goals, mean action, the time limit of training."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints, of which the last three are kept. 0: after every iteration."""
+    max_restarts: int = 3
+    """How often in a run simulator processes that died are replaced. The run continues from the last whole rollout, as
+    if nothing had happened."""
+    max_skipped_updates: int = 36
+    """Optimiser steps are skipped where loss or gradients are not finite. A run stops after an iteration that ends with
+    this many in a row, with a diagnosis."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            positive=("total_frames", "num_workers", "eval_episodes", "max_skipped_updates"),
+            not_negative=("eval_interval", "checkpoint_seconds", "max_restarts"),
+        )

@@ -1,0 +1,71 @@
+"""`make_env`: many simulations in worker processes as one environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtrl_vec.envs.metaworld import ALL_TASKS, MetaWorldEnv
+from mtrl_vec.envs.pool import SimulatorPool
+from mtrl_vec.envs.processes import default_num_workers
+from mtrl_vec.errors import InputError
+from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.task import MAX_EPISODE_STEPS
+
+
+def make_env(
+    tasks: Sequence[str] = ALL_TASKS,
+    *,
+    num_workers: int | None = None,
+    envs_per_worker: int = 96,
+    num_envs: int | None = None,
+    seed: int = 0,
+    first_slot: int = 0,
+    goals_seed: int | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
+    random_phase: bool = True,
+    rest_after_success: bool = False,
+) -> SimulatorPool:
+    """``W`` worker processes with ``E`` simulations each, holding all tasks in turn, as one TorchRL environment.
+
+    What an environment does depends on its number (``first_slot`` + its position among all) and the seed alone: with
+    any number of workers, the same environments give the same numbers. Scripts that call this need an
+    ``if __name__ == "__main__":`` guard (workers are processes that import them). Call ``close()`` at the end.
+
+    Args:
+        tasks: names, see `mtrl_vec.tasks.suite.resolve_tasks`. Environment ``i`` holds task ``i % K``.
+        num_workers: ``W``; by default what suits the machine (`default_num_workers`).
+        envs_per_worker: ``E``.
+        num_envs: the environments of all workers together, instead of ``envs_per_worker``. Any number: they are spread
+            as evenly as possible, see `SimulatorPool`. There are at most as many workers.
+        seed, first_slot, goals_seed, max_episode_steps, random_phase, rest_after_success: see
+            `mtrl_vec.sim.SimBatch`.
+
+    Returns:
+        An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
+
+    Raises:
+        InputError: unknown or repeated task, or a number that is not positive.
+    """
+    tasks = tuple(task.name for task in resolve_tasks(tasks))
+    num_workers = default_num_workers() if num_workers is None else num_workers
+    for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    if num_envs is None:
+        num_envs = num_workers * envs_per_worker
+    num_workers = min(num_workers, num_envs)
+    share, more = divmod(num_envs, num_workers)
+    counts = [share + (w < more) for w in range(num_workers)]
+    common = {
+        "tasks": tasks,
+        "num_rows": max(counts),
+        "seed": seed,
+        "goals_seed": goals_seed,
+        "max_episode_steps": max_episode_steps,
+        "random_phase": random_phase,
+        "rest_after_success": rest_after_success,
+    }
+    return SimulatorPool(
+        MetaWorldEnv,
+        [common | {"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)],
+    )

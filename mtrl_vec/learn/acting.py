@@ -1,0 +1,145 @@
+"""The policy where it acts: between the simulators, which are on the CPU, and the device that it lives on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.modules import IndependentNormal
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.learn.device import autocast
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.timing import Timer
+
+
+class ActingPolicy(TensorDictModuleBase):
+    """Adds an ``action`` to what the simulators observe, and on the CPU its ``action_log_prob``.
+
+    To a GPU observations and one-hots travel in one copy, and the actions come back in another, through pinned memory;
+    everything in between is queued, so that the one wait per step is for the actions. There, log-probabilities are
+    computed with the update, see `mtrl_vec.learn.advantages`.
+
+    Args:
+        policy: on its device.
+        config: of the run, for precision, compilation and the seed of the actions on a GPU.
+        timer: counts the sections ``infer`` and ``transfer``.
+        mean: take the mean actions instead of random ones. (TorchRL's exploration type is one for the whole process:
+            a loss that is computed in another thread meanwhile would change it.)
+        lagging: act with a copy, which `catch_up` brings up to date: ``policy`` may then change at any time.
+
+    Attributes:
+        rows: which rows of a flattened batch are environments, see `mtrl_vec.envs.SimulatorPool`; None if all are.
+            The others get actions of zero, and no random numbers are drawn for them.
+    """
+
+    def __init__(
+        self, policy: SharedPolicy, config: TrainConfig, timer: Timer, *, mean: bool = False, lagging: bool = False
+    ) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = ["observation", "task_one_hot", "task_idx"], ["action"]
+        self.device = next(policy.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        copies = [copy.deepcopy(policy).requires_grad_(False) for _ in range(2)] if lagging else [policy] * 2
+        # In a tuple, out of sight of nn.Module: collectors look for the parameters of what they are given.
+        self._policies = policy, copies[0], copies[1]
+        self._precision, self._timer, self._mean = config.runtime.precision, timer, mean
+        self.rows: Tensor | None = None
+        self._generator = torch.Generator(self.device)
+        if on_gpu:  # another seed than the minibatches': two generators with the same one would draw the same
+            self._generator.manual_seed(config.seed + 2**32)
+        else:  # continue torch's own stream, which was seeded for the initial weights
+            self._generator.set_state(torch.get_rng_state())
+        self._distribution = self._policies[1].distribution
+        if on_gpu and config.runtime.compile == "on":
+            self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
+        self._pinned: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def previous(self) -> SharedPolicy:
+        """What acted before the last `catch_up`; the same as acts now if it is not lagging."""
+        return self._policies[2]
+
+    def catch_up(self) -> None:
+        """Act with the policy as it is now."""
+        source, acting, previous = self._policies
+        if acting is not source:
+            previous.load_state_dict(acting.state_dict())
+            acting.load_state_dict(source.state_dict())
+
+    @property
+    def generator_state(self) -> Tensor:
+        """State of the generator that the actions' noise comes from; may be set."""
+        return self._generator.get_state()
+
+    @generator_state.setter
+    def generator_state(self, state: Tensor) -> None:
+        if state.numel() == self._generator.get_state().numel():  # else it is from another kind of device
+            self._generator.set_state(state)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Everything that acting continues from, except the policy; not a copy."""
+        source, acting, previous = self._policies
+        behind = None if acting is source else previous.state_dict()
+        return {"previous": behind, "generator": self.generator_state}
+
+    def load_state_dict(self, state: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        """Continue from a `state_dict`, with the policy as it is now."""
+        source, acting, previous = self._policies
+        if acting is not source:
+            acting.load_state_dict(source.state_dict())
+            previous.load_state_dict(state["previous"])
+        self.generator_state = state["generator"]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Add to a TensorDict of any batch size, on the CPU."""
+        if self.rows is None:
+            return tensordict.update(self._outputs(*(tensordict[key] for key in self.in_keys)))
+        flat = [tensordict[key].flatten(0, tensordict.ndim - 1).index_select(0, self.rows) for key in self.in_keys]
+        for name, values in self._outputs(*flat).items():
+            everywhere = values.new_zeros(tensordict.numel(), *values.shape[1:]).index_copy(0, self.rows, values)
+            tensordict[name] = everywhere.view(*tensordict.shape, *values.shape[1:])
+        return tensordict
+
+    def _outputs(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> dict[str, Tensor]:
+        """What is added, for rows of any batch shape."""
+        if self.device.type == "cuda":
+            return {"action": self._act_on_gpu(observation, task_one_hot)}
+        with self._timer("infer"):
+            action, loc, scale = self._act(observation, task_one_hot, task_idx)
+            log_prob = IndependentNormal(loc, scale, validate_args=False).log_prob(action)
+        return {"action": action, "action_log_prob": log_prob}
+
+    def _act(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(self.device, self._precision):
+            loc, scale = self._distribution(observation, task_one_hot, task_idx)
+        if self._mean:
+            return loc, loc, scale
+        # torch.normal would wait for the device, to check the scale.
+        return loc + scale * torch.randn(loc.shape, device=self.device, generator=self._generator), loc, scale
+
+    def _act_on_gpu(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
+        shape, size = observation.shape[:-1], observation.shape[-1]
+        rows, width = observation.numel() // size, size + task_one_hot.shape[-1]
+        if self._pinned is None or len(self._pinned[0]) != rows:
+            self._pinned = (
+                torch.empty(rows, width, pin_memory=True),
+                torch.empty(rows, self._policies[0].action_size, pin_memory=True),
+            )
+        inputs, outputs = self._pinned
+        with self._timer("transfer"):
+            torch.cat([observation, task_one_hot], dim=-1, out=inputs.view(*shape, width))
+            on_device = inputs.to(self.device, non_blocking=True)
+        with self._timer("infer"):
+            one_hot = on_device[:, size:]
+            action, _, _ = self._act(on_device[:, :size], one_hot, one_hot.argmax(-1))
+        with self._timer("transfer"):
+            outputs.copy_(action, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        return outputs.view(*shape, -1).clone()

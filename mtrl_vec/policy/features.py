@@ -1,0 +1,59 @@
+"""What the torso sees of an observation.
+
+Shapes: ``D`` observation size, ``F`` features, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mtrl_vec.policy.normalization import ObservationNorm
+from mtrl_vec.tasks.layout import METAWORLD, ObservationLayout
+
+
+def relative_features(observation: Tensor, layout: ObservationLayout = METAWORLD) -> Tensor:
+    """An observation [..., D] as what tasks are about, [..., F]; for Meta-World's layout 39 -> 34.
+
+    The current frame; how each of its entries changed in the last step; the goal; and the differences object - hand,
+    goal - object and goal - hand. All are linear in the observation, so a network could work them out by itself. But a
+    grasp is a matter of a centimetre and a motion one of millimetres, in positions that vary by decimetres: only once
+    normalised on their own are they large enough to learn from early.
+
+    Left out are the previous frame, which the changes replace, and the frame's padding.
+    """
+    frame, previous = observation[..., layout.frame], observation[..., layout.previous_frame]
+    hand, obj, goal = (observation[..., part] for part in (layout.hand, layout.object, layout.goal))
+    return torch.cat([frame, frame - previous, goal, obj - hand, goal - obj, goal - hand], dim=-1)
+
+
+class InputFeatures(nn.Module):
+    """Observations, relative and normalised as the settings say, then the task one-hot.
+
+    Args:
+        layout: of the observations.
+        relative: see `relative_features`; otherwise they stay as they are.
+        normalize: by running statistics.
+    """
+
+    def __init__(self, layout: ObservationLayout, *, relative: bool, normalize: bool) -> None:
+        super().__init__()
+        self.layout, self.relative, self.normalize = layout, relative, normalize
+        self.size = relative_features(torch.zeros(layout.size), layout).numel() if relative else layout.size
+        """F, without the one-hot."""
+        self.observation_norm = ObservationNorm(self.size)
+
+    def update(self, observation: Tensor) -> None:
+        """Add observations [..., D] to the running statistics."""
+        if self.normalize:
+            self.observation_norm.update(self._select(observation))
+
+    def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
+        """[..., D], [..., K] -> [..., F + K]."""
+        features = self._select(observation)
+        if self.normalize:
+            features = self.observation_norm(features)
+        return torch.cat([features, task_one_hot], dim=-1)
+
+    def _select(self, observation: Tensor) -> Tensor:
+        return relative_features(observation, self.layout) if self.relative else observation

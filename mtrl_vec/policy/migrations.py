@@ -1,0 +1,69 @@
+"""Checkpoints of older versions of the file format, brought to today's.
+
+Version 1: flat settings, and standard deviations that were limited when they were read instead of when they were
+learned. Its policies load; its runs cannot be resumed, since how they learn has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mtrl_vec.config.sampling import SAMPLING_CONFIGS
+from mtrl_vec.config.train import SECTIONS
+
+VERSION = 2
+"""Of the files that are written today."""
+
+_RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
+_V1_POLICY_KEYS = ("iteration", "frames", "versions", "evaluation", "best_success")
+
+
+def migrate(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file of any known version as today's.
+
+    Raises:
+        ValueError: a version that this package does not know.
+        KeyError, TypeError, AttributeError: content that does not suit its version.
+    """
+    version = content["version"]
+    if version == 1:
+        return _from_version_1(content)
+    if version != VERSION:
+        raise ValueError(f"it has version {version} of the format, and this package reads up to {VERSION}")
+    return content
+
+
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: content[name] for name in _V1_POLICY_KEYS if name in content}
+    if "policy" in content:
+        kept["policy"] = dict(content["policy"])
+        prefix = "actor_heads.module.0.module."
+        if f"{prefix}std_limit" in kept["policy"]:
+            limit = kept["policy"][f"{prefix}std_limit"]
+            kept["policy"][f"{prefix}log_std"] = kept["policy"][f"{prefix}log_std"].clamp(max=limit.log())
+    if "ppo" in content:
+        kept["reward_scale"] = content["ppo"]["reward_scale"]
+    return {"version": VERSION, "migrated_from": 1, "config": _nested(content["config"]), **kept}
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings of version 1 in today's groups."""
+    values = {_RENAMED.get(name, name): value for name, value in flat.items()}
+    automatic = {"compile": ("auto", "off"), "precision": ("auto", "fp32")}
+    for name, (old, new) in automatic.items():
+        if values.get(name) == old:
+            values[name] = new
+    method = values.get("schedule", "uniform")
+    floor = values.get("share_floor", 0.1)
+    values |= {"min_task_prob": floor, "min_task_weight": floor}
+    fields = [field.name for field in dataclasses.fields(SAMPLING_CONFIGS[method])]
+    groups = {
+        name: {field.name: values[field.name] for field in dataclasses.fields(section) if field.name in values}
+        for name, section in SECTIONS.items()
+    }
+    return {
+        "seed": values["seed"],
+        **groups,
+        "sampling": {"method": method, **{name: values[name] for name in fields if name in values}},
+    }

@@ -1,0 +1,146 @@
+"""Torso, actor heads and critic heads.
+
+Shapes: ``B`` rows, ``K`` tasks, ``D`` observation size, ``H`` width of the torso's output, ``A`` action size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mtrl_vec.config import PolicyConfig
+from mtrl_vec.policy.features import InputFeatures
+from mtrl_vec.policy.routing import TaskHeads, gathered_linear, split_linear
+from mtrl_vec.tasks.layout import ObservationLayout
+
+
+class Torso(nn.Module):
+    """What the tasks share, and actor and critic too: input features, then Linear, LayerNorm, SiLU, Linear, SiLU."""
+
+    def __init__(self, config: PolicyConfig, num_tasks: int, layout: ObservationLayout) -> None:
+        super().__init__()
+        first, second = config.torso
+        self.num_tasks = num_tasks
+        self.features = InputFeatures(layout, relative=config.relative_features, normalize=config.normalize_observation)
+        self.layers = nn.Sequential(
+            nn.Linear(self.features.size + num_tasks, first),
+            nn.LayerNorm(first),
+            nn.SiLU(),
+            nn.Linear(first, second),
+            nn.SiLU(),
+        )
+
+    def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
+        """[..., D], [..., K] -> [..., H]."""
+        return self.layers(self.features(observation, task_one_hot))
+
+    def copies(self) -> list[Tensor]:
+        """The parameters once per task, [K, ...] each in the order of `parameters`, for gradients of their own."""
+        return [p.detach().repeat(self.num_tasks, *[1] * p.dim()).requires_grad_() for p in self.parameters()]
+
+    def forward_by_task(
+        self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor, copies: list[Tensor]
+    ) -> Tensor:
+        """`forward` through the `copies` of each row's own task: no product is larger, and gradients come by task.
+
+        Shapes: [B, D], [B, K], [B] -> [B, H].
+        """
+        weight1, bias1, gain, offset, weight2, bias2 = copies
+        x = self.features(observation, task_one_hot)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            order = torch.argsort(task_idx)
+            rows: Tensor | list[int] = torch.bincount(task_idx, minlength=self.num_tasks).tolist()
+            linear, x, task_idx = split_linear, x.index_select(0, order), task_idx.index_select(0, order)
+        else:
+            linear, rows = gathered_linear, task_idx  # type: ignore[assignment]
+        x = linear(x, weight1.transpose(1, 2), bias1, rows)  # type: ignore[arg-type]
+        x = nn.functional.layer_norm(x, x.shape[-1:])
+        x = nn.functional.silu(x * gain.index_select(0, task_idx) + offset.index_select(0, task_idx))
+        x = nn.functional.silu(linear(x, weight2.transpose(1, 2), bias2, rows))  # type: ignore[arg-type]
+        return x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
+
+
+class ActorHeads(nn.Module):
+    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit."""
+
+    std_limit: Tensor
+
+    def __init__(self, config: PolicyConfig, num_tasks: int, action_size: int) -> None:
+        super().__init__()
+        # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
+        self.heads = TaskHeads(num_tasks, config.torso[1], config.head, action_size, 0.01)
+        log_std = torch.full((num_tasks, action_size), math.log(config.init_std))
+        self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
+        self.register_buffer("std_limit", torch.tensor(config.init_std))
+
+    def std(self) -> Tensor:
+        """Standard deviation per task and dimension, [K, A]."""
+        return torch.minimum(self.log_std.exp(), self.std_limit)
+
+    def forward(self, hidden: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., H], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""
+        rows = task_idx.flatten()
+        loc = self.heads(hidden.flatten(0, -2), rows)
+        scale = self.std().index_select(0, rows)
+        shape = (*task_idx.shape, loc.shape[-1])
+        return loc.view(shape), scale.view(shape)
+
+
+class CriticHeads(nn.Module):
+    """Expected discounted return of the scaled reward.
+
+    With ``popart`` (Preserving Outputs Precisely, while Adaptively Rescaling Targets; van Hasselt et al. 2016, per task
+    as in Hessel et al. 2018) the heads have to tell normalised values, and their outputs are scaled back.
+    """
+
+    value_mean: Tensor
+    value_std: Tensor
+    updates: Tensor
+
+    STD_FLOOR = 1e-2
+
+    def __init__(self, config: PolicyConfig, num_tasks: int) -> None:
+        super().__init__()
+        self.popart = config.popart
+        self.heads = TaskHeads(num_tasks, config.torso[1], config.head, 1, 1.0)
+        if self.popart:
+            self.register_buffer("value_mean", torch.zeros(num_tasks))
+            self.register_buffer("value_std", torch.ones(num_tasks))
+            self.register_buffer("updates", torch.zeros(num_tasks))
+
+    def forward(self, hidden: Tensor, task_idx: Tensor) -> Tensor:
+        """[..., H], [...] -> [..., 1], float32 also under autocast."""
+        rows = task_idx.flatten()
+        value = self.heads(hidden.flatten(0, -2), rows)
+        if self.popart:
+            value = (
+                value * self.value_std.index_select(0, rows)[:, None] + self.value_mean.index_select(0, rows)[:, None]
+            )
+        return value.view(*task_idx.shape, 1)
+
+    @torch.no_grad()
+    def adapt(self, target: Tensor, task_one_hot: Tensor, rate: float) -> None:
+        """Take in the targets of a rollout, [N, 1] and [N, K], and change the last layer so that no output changes.
+
+        Args:
+            target: what values should be.
+            task_one_hot: of which task; one without frames stays as it is.
+            rate: of the exponential averages. The first rollout of a task counts as a whole.
+        """
+        count = task_one_hot.sum(0)
+        mean = torch.where(task_one_hot > 0, target, 0.0).sum(0) / count.clamp(min=1)
+        square = torch.where(task_one_hot > 0, target**2, 0.0).sum(0) / count.clamp(min=1)
+        fine = (count > 0) & (mean + square).isfinite()
+        rate_now = torch.where(self.updates > 0, rate, 1.0)
+        new_mean = torch.lerp(self.value_mean, mean, rate_now)
+        new_square = torch.lerp(self.value_std**2 + self.value_mean**2, square, rate_now)
+        new_std = (new_square - new_mean**2).clamp(min=self.STD_FLOOR**2).sqrt()
+        new_mean, new_std = torch.where(fine, new_mean, self.value_mean), torch.where(fine, new_std, self.value_std)
+        self.heads.weight2.mul_((self.value_std / new_std)[:, None, None])
+        self.heads.bias2.mul_(self.value_std[:, None]).add_((self.value_mean - new_mean)[:, None])
+        self.heads.bias2.div_(new_std[:, None])
+        self.value_mean.copy_(new_mean)
+        self.value_std.copy_(new_std)
+        self.updates.add_(fine)

@@ -1,0 +1,93 @@
+"""Task heads in stacked weights, and routing each row to the head of its task.
+
+Shapes: ``B`` rows, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+MANY_TASKS = 8
+"""From this number of tasks on, a GPU sorts rows by task instead of computing all heads for all rows."""
+
+
+class TaskHeads(nn.Module):
+    """``K`` two-layer perceptrons in stacked weights ``[K, in, out]``; every row gets the output of its own task's.
+
+    There are several ways to the same result, which ``benchmarks/routing.py`` compares; `forward` takes the fastest one
+    for the device and precision (on a GPU: estimated, not yet measured). In all of them a row gives the other tasks'
+    heads exactly zero gradient.
+    """
+
+    def __init__(self, num_tasks: int, in_features: int, hidden: int, out_features: int, out_gain: float) -> None:
+        super().__init__()
+        self.weight1 = nn.Parameter(torch.empty(num_tasks, in_features, hidden))
+        self.bias1 = nn.Parameter(torch.zeros(num_tasks, hidden))
+        self.weight2 = nn.Parameter(torch.empty(num_tasks, hidden, out_features))
+        self.bias2 = nn.Parameter(torch.zeros(num_tasks, out_features))
+        aligned = in_features % 8 == 0 and hidden % 8 == 0  # rows of 16 bytes, as grouped products want them
+        self._sort_on_gpu = num_tasks >= MANY_TASKS and aligned
+        for k in range(num_tasks):
+            nn.init.orthogonal_(self.weight1[k], math.sqrt(2))
+            nn.init.orthogonal_(self.weight2[k], out_gain)
+
+    def forward(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """features [B, in], task_idx [B] -> [B, out]."""
+        if features.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.split(features, task_idx)
+        if features.device.type == "cuda" and features.dtype == torch.bfloat16 and self._sort_on_gpu:
+            return self.grouped(features, task_idx)
+        return self.gathered(features, task_idx)
+
+    def split(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """Rows sorted by task, each head on its own; to learn the sizes one would have to wait for a GPU."""
+        order = torch.argsort(task_idx)
+        counts = torch.bincount(task_idx, minlength=len(self.weight1)).tolist()
+        rows = features.index_select(0, order)
+        hidden = nn.functional.silu(split_linear(rows, self.weight1, self.bias1, counts))
+        return self._output(hidden, split_linear, counts).index_select(0, torch.argsort(order))
+
+    def gathered(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """All heads on all rows, of which each row gathers its own."""
+        hidden = nn.functional.silu(gathered_linear(features, self.weight1, self.bias1, task_idx))
+        return self._output(hidden, gathered_linear, task_idx)
+
+    def grouped(self, features: Tensor, task_idx: Tensor) -> Tensor:
+        """Rows sorted by task, all heads in one grouped product, which takes the sizes from the device: in bf16."""
+        order = torch.argsort(task_idx)
+        sorted_idx = task_idx.index_select(0, order)
+        tasks = torch.arange(len(self.weight1), device=task_idx.device)
+        ends = torch.searchsorted(sorted_idx, tasks, right=True).int()
+        rows, weight = features.index_select(0, order).bfloat16(), self.weight1.bfloat16()
+        product = nn.functional.grouped_mm(rows, weight, offs=ends)
+        hidden = nn.functional.silu(product + self.bias1.bfloat16().index_select(0, sorted_idx))
+        return self._output(hidden, gathered_linear, sorted_idx).index_select(0, torch.argsort(order))
+
+    def _output(self, hidden: Tensor, linear: Callable[..., Tensor], rows: Tensor | list[int]) -> Tensor:
+        # In fp32 also under autocast: bf16 would round a value of 10 to the next 1/16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return linear(hidden.float(), self.weight2, self.bias2, rows)
+
+
+def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
+    """The first ``counts[0]`` rows times ``weight[0]``, the next ``counts[1]`` times ``weight[1]``, and so on.
+
+    Shapes: [B, in], [K, in, out], [K, out] -> [B, out].
+    """
+    products = zip(x.split(counts), weight, bias, strict=True)
+    return torch.cat([torch.addmm(b, rows, w) for rows, w, b in products])
+
+
+def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
+    """``x[b] @ weight[task_idx[b]] + bias[task_idx[b]]`` for every row ``b``: a wide product, then a row gather.
+
+    Shapes: [B, in], [K, in, out], [K, out], [B] -> [B, out].
+    """
+    k, _, out = weight.shape
+    everything = torch.addmm(bias.flatten(), x, weight.transpose(0, 1).flatten(1))
+    row = torch.arange(len(x), device=x.device) * k + task_idx
+    return everything.view(-1, out).index_select(0, row)

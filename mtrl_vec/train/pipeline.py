@@ -1,0 +1,118 @@
+"""In which order collecting and learning take place: alternating, or overlapping.
+
+Shapes: ``B`` environments, ``T`` steps, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDict, TensorDictBase
+
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.train.rollouts import Rollouts
+
+Metrics = dict[str, float]
+Learn = Callable[[TensorDictBase], Metrics]
+"""Learns from a rollout [B, T]."""
+
+
+class Alternating:
+    """Collect a rollout, then learn from it.
+
+    Args:
+        rollouts: where they come from.
+        learn: what to do with them.
+    """
+
+    def __init__(self, rollouts: Rollouts, learn: Learn) -> None:
+        self._rollouts, self._learn = rollouts, learn
+
+    def __call__(self, task_probs: NDArray[np.float64] | None, last: bool) -> tuple[TensorDictBase, Metrics]:
+        """The rollout [B, T] of one iteration, and the metrics of learning from it.
+
+        Args:
+            task_probs: see `Rollouts.collect`.
+            last: no iteration follows.
+        """
+        rollout = self._rollouts.collect(task_probs)
+        return rollout, self._learn(rollout)
+
+    def close(self) -> None:
+        """End threads and simulators."""
+        self._rollouts.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is between collecting and learning: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+
+
+class Overlapping(Alternating):
+    """Learn from a rollout while the next one is collected, by a policy that is one iteration behind.
+
+    The learner's thread is mostly in torch, which lets the collecting one run. The first two iterations alternate all
+    the same: torch does not compile and capture in one thread while another one computes.
+
+    Args:
+        rollouts, learn: see `Alternating`.
+        acting: has to lag behind the policy that learns.
+    """
+
+    ALTERNATE_FIRST = 2
+
+    def __init__(self, rollouts: Rollouts, learn: Learn, acting: ActingPolicy) -> None:
+        super().__init__(rollouts, learn)
+        self._acting = acting
+        self._ahead: TensorDictBase | None = None  # the next rollout
+        self._iterations = 0  # in this process
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __call__(self, task_probs: NDArray[np.float64] | None, last: bool) -> tuple[TensorDictBase, Metrics]:
+        """See `Alternating`."""
+        rollout = self._rollouts.collect(task_probs) if self._ahead is None else self._ahead
+        if self._iterations < self.ALTERNATE_FIRST:
+            self._ahead = None if last else self._rollouts.collect(task_probs)
+            metrics = self._learn(rollout)
+        else:
+            learning = self._learner_thread().submit(self._learn, rollout)
+            try:
+                self._ahead = None if last else self._rollouts.collect(task_probs)
+            finally:
+                wait([learning])  # also after an error: it must not go on learning in the background
+            metrics = learning.result()
+        self._iterations += 1
+        self._acting.catch_up()
+        return rollout, metrics
+
+    def _learner_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            # A new thread takes as many torch threads as any other has set last, which may be the one of collecting.
+            threads = (torch.get_num_threads(),)
+            self._thread = ThreadPoolExecutor(1, "learner", torch.set_num_threads, threads)
+        return self._thread
+
+    def close(self) -> None:
+        """See `Alternating`."""
+        super().close()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next rollout; not a copy."""
+        ahead = self._ahead
+        if ahead is None:
+            return {"ahead": None}
+        return {"ahead": ahead.flatten_keys(".").to_dict(), "shape": list(ahead.batch_size)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        ahead = state["ahead"]
+        self._ahead = None if ahead is None else TensorDict(ahead, state["shape"]).unflatten_keys(".")

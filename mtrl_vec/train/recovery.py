@@ -1,0 +1,51 @@
+"""Replacing simulator processes that died."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from mtrl_vec.errors import WorkerDied
+from mtrl_vec.train.progress import Progress
+
+T = TypeVar("T")
+
+
+class Recovery:
+    """Repeats a call in which simulators died, up to a number of times in all.
+
+    Args:
+        max_restarts: the number.
+        progress: where restarts are counted.
+
+    Attributes:
+        notify: is told of every restart.
+    """
+
+    def __init__(self, max_restarts: int, progress: Progress) -> None:
+        self._limit, self._used, self._progress = max_restarts, 0, progress
+        self.notify: Callable[[str], None] = lambda message: None
+
+    def __call__(self, call: Callable[[], T], restart: Callable[[], None]) -> T:
+        """``call()``; where a simulator dies in it, ``restart()`` and ``call()`` again.
+
+        Raises:
+            WorkerDied: simulators died more often than allowed.
+        """
+        attempt = call
+
+        def restart_and_call() -> T:
+            restart()
+            return call()
+
+        while True:
+            try:
+                return attempt()
+            except WorkerDied as error:  # also of those that took the place of others
+                if self._used == self._limit:
+                    raise WorkerDied(f"{error}, and --max-restarts is {self._limit}") from error
+                self._used += 1
+                self._progress.restarts += 1
+                count = f"restart {self._used} of at most {self._limit}"
+                self.notify(f"{error}; continuing after {self._progress.frames:,} frames, {count}")
+                attempt = restart_and_call

@@ -1,0 +1,21 @@
+"""Settings that depend on the machine or on other settings, replaced by what they come to."""
+
+from __future__ import annotations
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.envs.processes import default_num_workers
+from mtrl_vec.learn.device import resolve_device
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The settings with no ``auto`` left, and numbers where defaults stand for numbers.
+
+    Raises:
+        InputError: CUDA is requested but missing.
+    """
+    workers = config.runtime.num_workers or default_num_workers()
+    return config.replace(
+        device=resolve_device(config.runtime.device).type,
+        num_workers=min(workers, config.environment.num_envs),
+        task_weights=config.learner.task_weights or (1.0,) * config.num_tasks,
+    )

@@ -1,0 +1,144 @@
+"""Where rollouts come from: the simulators of a run and TorchRL's collector; and what happens when simulators die.
+
+Shapes: ``W`` workers, ``E`` rows per worker, ``B`` environments, ``T`` steps, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.envs import SimulatorPool, make_env
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.timing import Timer
+from mtrl_vec.train.recovery import Recovery
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Keep torch to one thread. While the workers simulate, a second one costs them more than it gives the policy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Rollouts:
+    """Rollouts of all environments of a run, one after the other.
+
+    Simulators start with the first rollout. Where one dies, all start again from the end of the last rollout, and the
+    noise of the actions as well, so that nothing of it shows in the numbers.
+
+    Args:
+        config: of the run.
+        acting: chooses the actions.
+        recovery: from simulators that die.
+        timer: counts the sections ``collect``, ``simulate`` and ``checkpoint``.
+    """
+
+    def __init__(self, config: TrainConfig, acting: ActingPolicy, recovery: Recovery, timer: Timer) -> None:
+        self._config, self._acting, self._recovery, self._timer = config, acting, recovery, timer
+        self._pool: SimulatorPool | None = None
+        self._batches: Iterator[TensorDictBase] = iter(())
+        self._task_probs: NDArray[np.float64] | None = None
+        self._simulators: dict[str, NDArray] | None = None  # after the last rollout; None before the first
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the simulators."""
+        return [] if self._pool is None else self._pool.pids
+
+    def collect(self, task_probs: NDArray[np.float64] | None) -> TensorDictBase:
+        """The next rollout, [B, T].
+
+        Args:
+            task_probs: probabilities [K] with which new episodes draw their tasks; None: environments keep theirs.
+
+        Raises:
+            WorkerDied: simulators died more often than allowed.
+        """
+        noise = self._acting.generator_state
+
+        def restart() -> None:
+            self._start(task_probs)
+            self._acting.generator_state = noise
+
+        rollout, self._simulators = self._recovery(lambda: self._attempt(task_probs), restart)
+        return rollout
+
+    def _attempt(self, task_probs: NDArray[np.float64] | None) -> tuple[TensorDictBase, dict[str, NDArray]]:
+        if self._pool is None:
+            self._start(task_probs)
+        assert self._pool is not None
+        self._set_task_probs(task_probs)
+        with self._timer("collect"), single_threaded():
+            rollout = next(self._batches).flatten(0, 1)  # [W, E, T] -> [W * E, T]
+        with self._timer("checkpoint"):
+            simulators = self._pool.snapshot()
+        return rollout if self._pool.rows is None else rollout[self._pool.rows], simulators
+
+    def _start(self, task_probs: NDArray[np.float64] | None) -> None:
+        """Start the simulators, in place of those that run: from the end of the last rollout."""
+        self.close()
+        env, learner = self._config.environment, self._config.learner
+        pool = self._pool = make_env(
+            env.tasks,
+            num_workers=self._config.runtime.num_workers,
+            num_envs=env.num_envs,
+            seed=self._config.seed,
+            goals_seed=env.goals_seed,
+            max_episode_steps=env.max_episode_steps,
+            random_phase=env.random_phase,
+        )
+        pool.timer, self._acting.rows = self._timer, pool.rows
+        self._task_probs = None
+        self._set_task_probs(task_probs)
+        if self._simulators is not None:
+            pool.restore(self._simulators)
+        self._batches = iter(
+            Collector(  # resets the environment; a restored one answers with its last observations
+                pool,
+                self._acting,
+                frames_per_batch=pool.numel() * learner.num_steps,
+                trust_policy=True,
+                track_traj_ids=False,  # the done flags tell enough, and this is cheaper
+                use_buffers=False,
+                auto_register_policy_transforms=False,
+            )
+        )
+
+    def _set_task_probs(self, task_probs: NDArray[np.float64] | None) -> None:
+        now = self._task_probs
+        if task_probs is now or (task_probs is not None and now is not None and np.array_equal(task_probs, now)):
+            return
+        assert self._pool is not None
+        self._pool.set_task_probs(task_probs)
+        self._task_probs = task_probs
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the simulators continue from after the last rollout, ``B`` rows each; not a copy."""
+        if self._simulators is None:
+            return {"simulators": None}
+        return {"simulators": {name: torch.from_numpy(array) for name, array in self._simulators.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`: ends the simulators that run; others start with the next rollout."""
+        self.close()
+        simulators = state["simulators"]
+        self._simulators = None if simulators is None else {name: t.numpy() for name, t in simulators.items()}
+
+    def close(self) -> None:
+        """End the simulators' processes."""
+        if self._pool is not None:
+            self._pool.close(raise_if_closed=False)
+            self._pool = None

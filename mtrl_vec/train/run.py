@@ -1,0 +1,137 @@
+"""The parts of a training run: made from its settings, restored from a checkpoint, opened and closed."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.learn.ppo import PPO
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.policy.checkpoint import load_latest
+from mtrl_vec.timing import Timer
+from mtrl_vec.train.checkpoints import Checkpoints, Stateful
+from mtrl_vec.train.evaluation import Evaluation
+from mtrl_vec.train.log import require_wandb
+from mtrl_vec.train.meta_sampling import make_task_sampling
+from mtrl_vec.train.pipeline import Alternating, Overlapping
+from mtrl_vec.train.progress import Progress
+from mtrl_vec.train.record import Record
+from mtrl_vec.train.recovery import Recovery
+from mtrl_vec.train.resolve import resolve
+from mtrl_vec.train.rollouts import Rollouts
+from mtrl_vec.train.run_dir import (
+    continue_run_dir,
+    describe_changes,
+    prepare_run_dir,
+    remove_if_empty,
+    resumed_config,
+    write_config,
+)
+from mtrl_vec.train.statistics import EpisodeStatistics
+
+
+class Run:
+    """The parts of a training run.
+
+    Args:
+        config: what to train.
+        timer: counts the sections of an iteration.
+        checkpoint: whole state of a run to continue, as `mtrl_vec.policy.checkpoint.load_latest` returns it, in the
+            folder that ``config`` names.
+
+    Raises:
+        InputError: a device that is missing, a run folder that exists, or a checkpoint that does not fit.
+    """
+
+    def __init__(
+        self, config: TrainConfig, timer: Timer | None = None, *, checkpoint: Mapping[str, Any] | None = None
+    ) -> None:
+        config = resolve(config)
+        if config.runtime.wandb:
+            require_wandb()
+        place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
+        self.run_dir, self.lock = place
+        self.config = config = config.replace(run_dir=self.run_dir)
+        write_config(self.run_dir, config)
+        self.device = torch.device(config.runtime.device)
+        self.timer = timer or Timer()
+        self._changes = "" if checkpoint is None else describe_changes(config, checkpoint)
+
+        torch.manual_seed(config.seed)
+        overlap = config.learner.overlap
+        self.progress = Progress(config.frames_per_batch, config.num_iterations)
+        self.policy = SharedPolicy(config.policy, config.num_tasks).to(self.device)
+        self.acting = ActingPolicy(self.policy, config, self.timer, lagging=overlap)
+        self.learner = PPO(config, self.policy, self.timer, self.acting.previous)
+        self.recovery = Recovery(config.runtime.max_restarts, self.progress)
+        self.rollouts = Rollouts(config, self.acting, self.recovery, self.timer)
+        self.pipeline = (
+            Overlapping(self.rollouts, self.learn, self.acting) if overlap else Alternating(self.rollouts, self.learn)
+        )
+        whole = not config.environment.random_phase
+        self.statistics = EpisodeStatistics(config.tasks, config.environment.num_envs, whole)
+        self.task_sampling = make_task_sampling(config)
+        self.evaluation = Evaluation(config, self.run_dir, self.policy, self.recovery)
+        parts: dict[str, Stateful] = {
+            "progress": self.progress,
+            "policy": self.policy,
+            "acting": self.acting,
+            "learner": self.learner,
+            "rollouts": self.rollouts,
+            "pipeline": self.pipeline,
+            "statistics": self.statistics,
+            "task_sampling": self.task_sampling,
+            "evaluation": self.evaluation,
+        }
+        self.checkpoints = Checkpoints(self.run_dir, config, parts, self.progress, self.timer)
+        if checkpoint is not None:
+            self.checkpoints.restore(checkpoint)
+
+    @classmethod
+    def resume(cls, run_dir: Path | str, **changes: Any) -> Any:
+        """Continue a run from its newest readable checkpoint.
+
+        Args:
+            run_dir: its folder.
+            changes: settings to change, out of `mtrl_vec.config.RuntimeConfig`; for example ``total_frames``.
+
+        Raises:
+            InputError: nothing to continue from, or a change that would make it another run.
+        """
+        checkpoint, problems = load_latest(Path(run_dir))
+        for problem in problems:
+            warnings.warn(problem, stacklevel=2)
+        return cls(resumed_config(Path(run_dir), checkpoint).replace(**changes), checkpoint=checkpoint)
+
+    @property
+    def frames(self) -> int:
+        """Environment steps of the last whole iteration: what remains after an interruption."""
+        return self.checkpoints.frames
+
+    def learn(self, rollout: TensorDictBase) -> dict[str, float]:
+        """Learn from a rollout [B, T] at this point of the run."""
+        return self.learner.learn(rollout, self.progress.fraction)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Record]:
+        """Terminal and log files, and everything closed at the end: each part even if another fails."""
+        with contextlib.ExitStack() as closing:  # in reverse order
+            closing.enter_context(self.lock)
+            closing.callback(lambda: remove_if_empty(self.run_dir, self.frames))
+            record = closing.enter_context(Record(self.config, self.run_dir, self.progress))
+            for part in (self.recovery, self.checkpoints, self.evaluation):
+                part.notify = record.event
+            closing.callback(self.pipeline.close)
+            closing.callback(self.evaluation.close)
+            closing.callback(self.checkpoints.save)  # first of all, before anything can hang
+            if self.progress.iteration:
+                record.event(f"resumed after {self.frames:,} frames{self._changes}")
+            yield record

@@ -1,0 +1,217 @@
+"""The folder of a run: what may be in it, who may write to it, and continuing the run in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError, first_line
+from mtrl_vec.files import temporary_path, write_atomically
+from mtrl_vec.machine import versions
+from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, is_readable
+from mtrl_vec.train.log import EVENTS_NAME, METRICS_NAME, WANDB_ID_NAME
+
+CONFIG_NAME = "config.json"
+TRACE_NAME = "trace.json.gz"
+DUMP_NAME = "diverged.pt"
+"""Left by a run that stopped because its numbers were no longer finite; see `mtrl_vec.learn.diagnosis`."""
+RUN_FILES = {
+    CONFIG_NAME,
+    METRICS_NAME,
+    EVENTS_NAME,
+    TRACE_NAME,
+    BEST_NAME,
+    DUMP_NAME,
+    WANDB_ID_NAME,
+    "tensorboard",
+    "wandb",
+}
+
+
+def prepare_run_dir(config: TrainConfig) -> tuple[Path, RunLock]:
+    """Create and lock the folder of a new run.
+
+    Raises:
+        InputError: there is a run already and ``overwrite`` is off, or something that is not a run, or the folder
+            cannot be written to.
+    """
+    folder = config.runtime.run_dir
+    if folder is None:
+        folder = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    try:
+        present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if present and not config.runtime.overwrite:
+            raise InputError(
+                f"{folder} exists: continue with --resume, replace it with --overwrite, or choose another --run-dir"
+            )
+        foreign = sorted(set(present) - _run_files(folder)) if present else []
+        if present and (foreign or not _is_run(folder)):
+            what = f"it holds {foreign[0]}" if foreign else "its config.json is not a run's"
+            raise InputError(f"{folder} is not only the folder of a run ({what}): choose another --run-dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+        for name in present:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
+    return folder, lock
+
+
+def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
+    """The settings that a run continues with, if nothing is changed.
+
+    Raises:
+        InputError: the checkpoint is of another version, or not of a whole run.
+    """
+    if "migrated_from" in checkpoint:
+        raise InputError(
+            f"the run in {run_dir} is from an older version, which learned differently: it cannot be resumed, but its "
+            f"policy can be evaluated, or start a new run with --init-from {run_dir}"
+        )
+    if "rollouts" not in checkpoint:
+        raise InputError(f"{run_dir} holds a policy, but not the state of a run: it cannot be resumed")
+    try:
+        return TrainConfig.from_dict(checkpoint["config"]).replace(run_dir=run_dir, overwrite=False)
+    except (KeyError, TypeError, InputError) as error:
+        reason = first_line(error)
+        raise InputError(f"the run in {run_dir} is from another version ({reason}): start a new one") from error
+
+
+def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tuple[Path, RunLock]:
+    """Lock the folder of a run that continues.
+
+    Args:
+        config: of the run, which names the folder.
+        checkpoint: where it continues.
+
+    Raises:
+        InputError: the checkpoint is not a run's, or of one that is complete; a setting is changed that is not of
+            `RuntimeConfig`; or the folder cannot be written to.
+    """
+    folder = config.runtime.run_dir
+    assert folder is not None
+    before = resumed_config(folder, checkpoint)
+    for name, value, old in _changes_of_learning(config, before):
+        raise InputError(f"{name} is {value}: the run in {folder} was started with {old}, and has to keep it")
+    if checkpoint["progress"]["iteration"] >= config.num_iterations:
+        raise InputError(
+            f"total_frames is {config.runtime.total_frames}: the run in {folder} has them already "
+            f"({checkpoint['frames']:,}); give it more to continue"
+        )
+    lock, used = RunLock(folder), checkpoint_name(checkpoint["frames"])
+    try:
+        for path in itertools.takewhile(lambda path: path.name != used, checkpoints(folder)):
+            if is_readable(path):
+                raise InputError(f"{folder} has {path.name}, which is newer than {used}: try again, or move it away")
+            path.rename(path.with_suffix(".damaged"))  # or it would count as one of the newest
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): make room or change its permissions") from error
+    return folder, lock
+
+
+def _changes_of_learning(config: TrainConfig, before: TrainConfig) -> list[tuple[str, object, object]]:
+    """Settings that differ, and decide what is learned: all but those of `RuntimeConfig`. Name, value, old value."""
+    now, then = config.to_dict(), before.to_dict()
+    found: list[tuple[str, object, object]] = []
+    if config.seed != before.seed:
+        found.append(("seed", config.seed, before.seed))
+    for group in now.keys() - {"seed", "runtime"}:
+        names = now[group].keys() | then[group].keys()
+        found += [
+            ("task_sampling" if name == "method" else name, _shown(now[group].get(name)), _shown(then[group].get(name)))
+            for name in sorted(names, key=lambda name: name != "method")
+            if now[group].get(name) != then[group].get(name)
+        ]
+    return found
+
+
+def _shown(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def describe_changes(config: TrainConfig, checkpoint: Mapping[str, Any]) -> str:
+    """What is different from before an interruption, and what follows from it; empty if nothing is."""
+    old, new = checkpoint["versions"], versions()
+    other = [f"{name} {new[name]} instead of {old.get(name)}" for name in new if new[name] != old.get(name)]
+    notes = f"; with {', '.join(other)}, so not to the last bit" if other else ""
+    total, before = config.runtime.total_frames, checkpoint["config"]["runtime"]["total_frames"]
+    if total != before:
+        notes += f"; total_frames is {total:,} instead of {before:,}: what is annealed goes back accordingly"
+    return notes
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Write the settings of a run. Raises InputError where they cannot be written."""
+    try:
+        write_atomically(folder / CONFIG_NAME, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): make room or choose another folder") from error
+
+
+def remove_if_empty(folder: Path, frames: int) -> None:
+    """Remove the folder of a run that has not come to a whole iteration: it would only be in the way."""
+    if not frames and not (folder / DUMP_NAME).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files of a run that was killed while it wrote a checkpoint."""
+    return list(folder.glob("checkpoint-*.tmp"))
+
+
+def _run_files(folder: Path) -> set[str]:
+    damaged = folder.glob("checkpoint-*.damaged")
+    names = RUN_FILES | {path.name for path in (*checkpoints(folder), *leftovers(folder), *damaged)}
+    return names | {temporary_path(folder / name).name for name in names}
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        values = json.loads((folder / CONFIG_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    groups = {field.name for field in dataclasses.fields(TrainConfig)}
+    old = {"tasks", "total_frames", "seed"}  # flat settings of version 1
+    return isinstance(values, dict) and (groups <= values.keys() or old <= values.keys())
+
+
+class RunLock:
+    """Keeps other processes out of a run's folder, until the end of a ``with`` block or of this process.
+
+    Raises:
+        InputError: another process uses it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor: int | None = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise InputError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
+        except OSError:  # a file system that cannot lock
+            self.release()
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    __del__ = release
