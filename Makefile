@@ -33,7 +33,7 @@ test: $(STAMP)  ## run the tests
 check: $(STAMP)  ## formatting, lint, imports and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --quiet
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench  ## steps per second of this and of the alternatives

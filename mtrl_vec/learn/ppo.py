@@ -244,6 +244,7 @@ class PPO:
         skipped = 1.0 - torch.isfinite(total.detach() + metrics["grad_norm"]).float()
         self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.policy.project_std()
         self.skipped_in_a_row.add_(1).mul_(skipped)
         counts, means = torch.stack([skipped, self.skipped_in_a_row]), torch.stack([metrics[m] for m in STEP_METRICS])
         return torch.cat([counts, means, metrics["task_loss_critic"]])

@@ -63,7 +63,12 @@ class Torso(nn.Module):
 
 
 class ActorHeads(nn.Module):
-    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit."""
+    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit.
+
+    The limit is kept by projection: `project_std` clamps the parameter after each optimiser step. A limit inside of
+    `std` would have no gradient beyond it, and training starts on the limit: what the first step had moved beyond it
+    would never learn again.
+    """
 
     std_limit: Tensor
 
@@ -77,7 +82,12 @@ class ActorHeads(nn.Module):
 
     def std(self) -> Tensor:
         """Standard deviation per task and dimension, [K, A]."""
-        return torch.minimum(self.log_std.exp(), self.std_limit)
+        return self.log_std.exp()
+
+    @torch.no_grad()
+    def project_std(self) -> None:
+        """Clamp standard deviations to the limit, in place and without waiting for the device."""
+        self.log_std.copy_(torch.minimum(self.log_std, self.std_limit.log()))
 
     def forward(self, hidden: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
         """[..., H], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""

@@ -74,5 +74,10 @@ class SharedPolicy(nn.Module):
         return self.actor_heads[0].module.std().detach()
 
     def limit_std(self, limit: float) -> None:
-        """Keep the standard deviations at or below a value from now on."""
+        """Keep the standard deviations at or below a value from now on, see `project_std`."""
         self.actor_heads[0].module.std_limit.fill_(limit)
+        self.project_std()
+
+    def project_std(self) -> None:
+        """Clamp the standard deviations to their limit: after every step of an optimiser."""
+        self.actor_heads[0].module.project_std()
