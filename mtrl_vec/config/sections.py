@@ -156,6 +156,9 @@ class RuntimeConfig:
     """Episodes per task of such an evaluation: always the same goals, mean action, the time limit of training."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints, of which the last three are kept. 0: after every iteration."""
+    log_gradients: bool = False
+    """Also log norms and cosines of the tasks' gradients over the torso, from the last minibatch of each iteration. The
+    methods that combine gradients log them in any case."""
     max_restarts: int = 3
     """How often in a run simulator processes that died are replaced. The run continues from the last whole rollout, as
     if nothing had happened."""

@@ -76,12 +76,6 @@ def gram_matrix(gradients: list[Tensor]) -> Tensor:
     return torch.stack([g @ g.T for g in flat]).sum(0)
 
 
-def norms_and_cosines(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths of the tasks' gradients [K], and the cosines between them [K, K]: NaN where one has no length."""
-    norms = gram.diagonal().sqrt()
-    return norms, gram / norms.outer(norms)
-
-
 def cosines_with_others(gram: Tensor) -> Tensor:
     """Cosine of each task's gradient with the sum of all others, [K, K] -> [K]: NaN where one has no length."""
     other = 1 - torch.eye(len(gram), device=gram.device, dtype=gram.dtype)

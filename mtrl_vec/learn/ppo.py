@@ -91,17 +91,17 @@ class PPO:
 
     def _prepare(self, on_gpu: bool) -> None:
         """Compile and capture what the settings ask for."""
-        by_task = self._learner.gradient_method != "none"
-        self.step: Callable[[], Tensor] = self._step_by_task if by_task else self._step
-        self.last_step: Callable[[], Tensor] = self._step_by_task  # of an update: once in a while is enough to know
+        combines, logs = self._learner.gradient_method != "none", self.config.runtime.log_gradients
+        self.step: Callable[[], Tensor] = self._step_by_task if combines else self._step
+        # Of an update: once in a while is enough to log.
+        self.last_step: Callable[[], Tensor] = self._step_by_task if logs else self.step
         if self.config.runtime.compile == "on":
             self.advantages = torch.compile(self.advantages, fullgraph=True)
             self.minibatch_loss = torch.compile(self.loss.__call__, fullgraph=True)
         if on_gpu and self.config.runtime.cuda_graphs:
             steps = self._learner.num_epochs * self._learner.num_minibatches
-            self.step, self.last_step = GraphedCall(self.step, max(1, steps - 1)), GraphedCall(self.last_step, 1)
-        if by_task:
-            self.last_step = self.step
+            self.step, alone = GraphedCall(self.step, max(1, steps - 1)), self.step
+            self.last_step = self.step if self.last_step == alone else GraphedCall(self.last_step, 1)
 
     def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
         """Learn from a rollout [B, T], which is on the CPU and is not changed.
