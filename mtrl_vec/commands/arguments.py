@@ -75,6 +75,9 @@ class SamplingFlags:
         return make_sampling_config(given.pop("task_sampling"), **given)
 
 
+_GROUPS = ("seed", "init_from", "environment", "policy", "learner", "runtime")
+
+
 @dataclass(frozen=True)
 class TrainCommand:
     """Train one policy on all tasks, or continue a run.
@@ -88,6 +91,9 @@ class TrainCommand:
     """Other defaults; other flags override them."""
     seed: int = 1
     """Seed of the environments, the initial weights and the actions."""
+    init_from: Path | None = None
+    """Start from the policy of this checkpoint (or run, or 'pretrained'): its torso, statistics, and the heads of tasks
+    that it knows by name; other tasks get fresh heads."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -97,12 +103,12 @@ class TrainCommand:
     @classmethod
     def of(cls, config: TrainConfig, **others: Any) -> Any:
         """The command whose flags mean a configuration."""
-        groups = {name: getattr(config, name) for name in ("seed", "environment", "policy", "learner", "runtime")}
+        groups = {name: getattr(config, name) for name in _GROUPS}
         return cls(**groups, sampling=SamplingFlags.of(config.sampling), **others)
 
     def config(self) -> TrainConfig:
         """The configuration that the flags mean. Raises InputError."""
-        groups = {name: getattr(self, name) for name in ("seed", "environment", "policy", "learner", "runtime")}
+        groups = {name: getattr(self, name) for name in _GROUPS}
         return TrainConfig(**groups, sampling=self.sampling.config())
 
 

@@ -39,6 +39,8 @@ class TrainConfig:
 
     seed: int = 1
     """Seed of the environments, the initial weights and the actions."""
+    init_from: Path | None = None
+    """Checkpoint of a trained policy to start from."""
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -97,8 +99,8 @@ class TrainConfig:
         """A copy with other settings.
 
         Args:
-            settings: ``seed``, ``sampling`` (a configuration, or the name of a method with its defaults), or any field
-                of the other groups.
+            settings: ``seed``, ``init_from``, ``sampling`` (a configuration, or the name of a method with its
+                defaults), or any field of the other groups.
 
         Raises:
             InputError: a setting that does not exist, or a value that does not work.
@@ -123,7 +125,8 @@ class TrainConfig:
         """Plain values in groups, for JSON and checkpoints."""
         groups = {name: _plain(dataclasses.asdict(getattr(self, name))) for name in SECTIONS}
         sampling = {"method": self.sampling.name, **_plain(dataclasses.asdict(self.sampling))}
-        return {"seed": self.seed, **groups, "sampling": sampling}
+        start = None if self.init_from is None else str(self.init_from)
+        return {"seed": self.seed, "init_from": start, **groups, "sampling": sampling}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -132,6 +135,8 @@ class TrainConfig:
         groups = {name: _sequences(values.pop(name)) for name in SECTIONS}
         if (folder := groups["runtime"].get("run_dir")) is not None:
             groups["runtime"]["run_dir"] = Path(folder)
+        if values.get("init_from") is not None:
+            values["init_from"] = Path(values["init_from"])
         sampling = _sequences(values.pop("sampling"))
         method = SAMPLING_CONFIGS[sampling.pop("method")]
         sections = {name: SECTIONS[name](**fields) for name, fields in groups.items()}

@@ -110,7 +110,7 @@ class Evaluation:
         num_tasks, num_steps = self._config.num_tasks, environment.max_episode_steps
         return simulated_success_rates(self._acting, self._pool, num_tasks, num_steps)
 
-    def keep_if_best(self, rates: list[float], content: Callable[[], Mapping[str, Any]]) -> None:
+    def keep_if_best(self, rates: list[float], content: Mapping[str, Any]) -> None:
         """Save the policy if none did better so far; ties go to the later one, which has learned more.
 
         Args:
@@ -121,7 +121,7 @@ class Evaluation:
         if results["eval/mean_success_rate"] < self.best_success:
             return
         try:
-            save_checkpoint(self._folder / BEST_NAME, {**content(), "evaluation": results})
+            save_checkpoint(self._folder / BEST_NAME, {**content, "evaluation": results})
             self.best_success = results["eval/mean_success_rate"]
         except OSError as error:
             self.notify(f"cannot write {BEST_NAME} in {self._folder} ({error.strerror}): the run continues")

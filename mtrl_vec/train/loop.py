@@ -14,6 +14,7 @@ from mtrl_vec.train.metrics import Stopwatch, machine_columns, prefixed, std_col
 from mtrl_vec.train.run import Run
 from mtrl_vec.train.run_dir import DUMP_NAME
 from mtrl_vec.train.task_sampling import TaskStatistics
+from mtrl_vec.train.warm_start import policy_content
 
 
 class Trainer(Run):
@@ -79,9 +80,8 @@ class Trainer(Run):
             return self.evaluation.columns(None)
         with self.timer("evaluate"):
             rates = self.evaluation()
-            self.evaluation.keep_if_best(
-                rates, lambda: header(self.config, self.progress) | {"policy": self.policy.state_dict()}
-            )
+            kept = policy_content(self.policy, self.learner.reward_scale)
+            self.evaluation.keep_if_best(rates, header(self.config, self.progress) | kept)
             return self.evaluation.columns(rates)
 
     def row(self, columns: dict[str, float]) -> dict[str, float]:

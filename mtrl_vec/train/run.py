@@ -36,6 +36,7 @@ from mtrl_vec.train.run_dir import (
     write_config,
 )
 from mtrl_vec.train.statistics import EpisodeStatistics
+from mtrl_vec.train.warm_start import WarmStart
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
             folder that ``config`` names.
 
     Raises:
-        InputError: a device that is missing, a run folder that exists, or a checkpoint that does not fit.
+        InputError: a device that is missing, a run folder that exists, or a checkpoint or a policy that does not fit.
     """
 
     def __init__(
@@ -57,20 +58,26 @@ class Run:
         config = resolve(config)
         if config.runtime.wandb:
             require_wandb()
+        warm_start = WarmStart(config) if config.init_from is not None and checkpoint is None else None
         place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
         self.run_dir, self.lock = place
         self.config = config = config.replace(run_dir=self.run_dir)
         write_config(self.run_dir, config)
         self.device = torch.device(config.runtime.device)
         self.timer = timer or Timer()
+        self._start = "" if warm_start is None else str(warm_start)
         self._changes = "" if checkpoint is None else describe_changes(config, checkpoint)
 
         torch.manual_seed(config.seed)
         overlap = config.learner.overlap
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
         self.policy = SharedPolicy(config.policy, config.num_tasks).to(self.device)
+        if warm_start is not None:
+            warm_start.copy_policy(self.policy)
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=overlap)
         self.learner = PPO(config, self.policy, self.timer, self.acting.previous)
+        if warm_start is not None:
+            warm_start.copy_reward_scale(self.learner.reward_scale)
         self.recovery = Recovery(config.runtime.max_restarts, self.progress)
         self.rollouts = Rollouts(config, self.acting, self.recovery, self.timer)
         self.pipeline = (
@@ -132,6 +139,8 @@ class Run:
             closing.callback(self.pipeline.close)
             closing.callback(self.evaluation.close)
             closing.callback(self.checkpoints.save)  # first of all, before anything can hang
+            if self._start:
+                record.event(self._start)
             if self.progress.iteration:
                 record.event(f"resumed after {self.frames:,} frames{self._changes}")
             yield record

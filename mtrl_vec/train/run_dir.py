@@ -123,9 +123,9 @@ def _changes_of_learning(config: TrainConfig, before: TrainConfig) -> list[tuple
     """Settings that differ, and decide what is learned: all but those of `RuntimeConfig`. Name, value, old value."""
     now, then = config.to_dict(), before.to_dict()
     found: list[tuple[str, object, object]] = []
-    if config.seed != before.seed:
-        found.append(("seed", config.seed, before.seed))
-    for group in now.keys() - {"seed", "runtime"}:
+    alone = ("seed", "init_from")
+    found += [(name, now[name], then[name]) for name in alone if now[name] != then[name]]
+    for group in now.keys() - {*alone, "runtime"}:
         names = now[group].keys() | then[group].keys()
         found += [
             ("task_sampling" if name == "method" else name, _shown(now[group].get(name)), _shown(then[group].get(name)))

@@ -1,0 +1,97 @@
+"""Starting a run from a trained policy: what is known carries over by the names of the tasks.
+
+Shapes: ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError
+from mtrl_vec.learn.reward_scale import RewardScale
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.policy.checkpoint import find_checkpoint, load_checkpoint
+
+_SAME = ("torso", "head", "relative_features", "normalize_observation", "popart")
+"""Fields of `PolicyConfig` that have to be equal for weights to fit."""
+_FIRST_LAYER = "torso.module.layers.0.weight"
+_REWARD_SCALE = ("mean", "var", "count")
+
+
+def policy_content(policy: SharedPolicy, reward_scale: RewardScale) -> dict[str, Any]:
+    """What a policy file holds besides its header: all that a run which starts from it needs.
+
+    The networks, observation statistics and standard deviations among them; and the scale of the rewards, in which the
+    critic predicts.
+    """
+    scale = reward_scale.state_dict()
+    return {"policy": policy.state_dict(), "reward_scale": {name: scale[name] for name in _REWARD_SCALE}}
+
+
+class WarmStart:
+    """A trained policy to start from.
+
+    Args:
+        config: of the run that starts, with ``init_from``.
+
+    Attributes:
+        known: tasks of the run that the policy was trained on.
+
+    Raises:
+        InputError: no policy there, or one that does not fit the run's settings.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        assert config.init_from is not None
+        file = find_checkpoint(config.init_from)
+        content = load_checkpoint(file)
+        source = TrainConfig.from_dict(content["config"])
+        pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
+        pairs.append(("normalize_reward", source.learner.normalize_reward, config.learner.normalize_reward))
+        for name, theirs, ours in pairs:
+            if theirs != ours:
+                raise InputError(f"init_from is {file}: its {name} is {theirs}, this run's is {ours}: make them equal")
+        scale = content.get("reward_scale", content.get("learner", {}).get("reward_scale"))
+        if "policy" not in content or scale is None:
+            raise InputError(
+                f"init_from is {file}: it holds no policy with the scale of its rewards; give a checkpoint-*.pt of its "
+                "run, or a policy that this version has written"
+            )
+        self._policy: Mapping[str, Tensor] = content["policy"]
+        self._scale: Mapping[str, Tensor] = scale
+        self._file, self._frames, self._num_tasks = file, content["frames"], config.num_tasks
+        self.known = tuple(task for task in config.tasks if task in source.tasks)
+        self._to = torch.tensor([config.tasks.index(task) for task in self.known], dtype=torch.long)
+        self._from = torch.tensor([source.tasks.index(task) for task in self.known], dtype=torch.long)
+        self._fresh = tuple(task for task in config.tasks if task not in self.known)
+
+    def copy_policy(self, policy: SharedPolicy) -> None:
+        """Copy the torso, and the heads of known tasks; other tasks keep their initial heads. In place."""
+        state = policy.state_dict()  # its tensors are those of the policy
+        for name, tensor in state.items():
+            source = self._policy[name]
+            if name == _FIRST_LAYER:  # [H, F + K]: features, then the task one-hot
+                features = tensor.shape[1] - self._num_tasks
+                tensor[:, :features] = source[:, :features].to(tensor)
+                tensor[:, features + self._to] = source[:, features + self._from].to(tensor)
+            elif name.startswith("torso."):
+                tensor.copy_(source)
+            elif tensor.dim():  # stacked by task; the limit of the standard deviations is the run's own
+                tensor[self._to] = source[self._from].to(tensor)
+        policy.project_std()
+
+    def copy_reward_scale(self, reward_scale: RewardScale) -> None:
+        """Copy the scale of the rewards of known tasks. In place."""
+        state = reward_scale.state_dict()
+        for name in _REWARD_SCALE:
+            state[name][self._to] = self._scale[name][self._from].to(state[name])
+
+    def __str__(self) -> str:
+        fresh = f"; fresh heads for {', '.join(self._fresh)}" if self._fresh else ""
+        heads = f"heads of {', '.join(self.known)}" if self.known else "its torso"
+        return f"started from {self._file} ({self._frames:,} frames), {heads}{fresh}"
