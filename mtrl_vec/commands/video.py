@@ -7,7 +7,7 @@ geometry. Drawing needs no display, only an OpenGL library: see `mtrl_vec.comman
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ def record(
     height: int = 360,
     fps: int = 40,
 ) -> list[Path]:
-    """Film episodes of every task side by side; write ``<out>.mp4`` and ``<out>.gif``.
+    """Film episodes of every task side by side; write ``<out>.mp4`` and ``<out>.gif``, and return their paths.
 
     Every environment step is a frame, so 80 frames a second are real time and the default is half speed. The GIF takes
     just as long, with fewer and smaller frames. An episode goes on for half a simulated second after its success, then
@@ -74,62 +74,80 @@ def record(
         episodes: how many of each task.
         seed: of objects and goals: the same one gives the same video.
         max_episode_steps: an episode without success by then has failed, in environment steps.
-        width: of a task's picture, in pixels, 64 or more.
-        height: of a task's picture, in pixels, 64 or more.
+        width, height: of a task's picture, in pixels, 64 or more.
         fps: frames per second.
 
-    Returns:
-        The files.
-
     Raises:
-        InputError: an unknown task, a number that is too small, a missing library, or a place that files cannot be
-            written to; all before anything is simulated.
+        InputError: an unknown task, a number that is too small, a missing library, or a place that cannot be written
+            to; all before anything is simulated.
     """
     found = resolve_tasks(tasks)
-    counts = (
-        ("episodes", episodes, 1),
-        ("seed", seed, 0),
-        ("max_episode_steps", max_episode_steps, 1),
-        ("fps", fps, 1),
-    )
-    for name, number, least in (*counts, ("width", width, 64), ("height", height, 64)):
+    counts = {"episodes": (episodes, 1), "seed": (seed, 0), "max_episode_steps": (max_episode_steps, 1)}
+    _check_counts(counts | {"fps": (fps, 1), "width": (width, 64), "height": (height, 64)})
+    files = _files(out)
+    with _folder_beside(out) as beside, Stage(found[0].model_file, width, height) as stage:
+        from mtrl_vec.sim import SimBatch
+
+        parts = [Path(beside, file.name) for file in files]
+        sim = SimBatch(found, range(len(found)), seed=seed, max_episode_steps=max_episode_steps)
+        every = max(1, round(fps / _GIF_FPS))
+        small = _write_movie(parts[0], _film(act, sim, stage, episodes, fps), fps, every)
+        _write_gif(parts[1], small, 1000 * every / fps)
+        for part, file in zip(parts, files, strict=True):
+            part.replace(file)
+    return files
+
+
+def _check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
+    """Raises InputError where a number is below its least value."""
+    for name, (number, least) in counts.items():
         if number < least:
             raise InputError(f"{name} is {number}: it must be at least {least}")
+
+
+def _files(out: Path) -> list[Path]:
+    """The files to write. Raises InputError where a library is missing or the files cannot be there."""
     try:
         import av  # noqa: F401  (what imageio encodes with)
-        import imageio.v3 as iio
+        import imageio  # noqa: F401
     except ImportError as error:
         raise InputError("video needs imageio and av: pip install 'mtrl_vec[pictures]'") from error
     files = [out.parent / f"{out.name}{end}" for end in (".mp4", ".gif")]
     if not out.name or any(file.is_dir() for file in files):
         raise InputError(f"cannot write to {files[0]}: give another name")
+    return files
+
+
+def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder on the file system of the output. Raises InputError."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".video-", dir=out.parent)
+        return tempfile.TemporaryDirectory(prefix=".video-", dir=out.parent)
     except OSError as error:
         raise InputError(f"cannot write to folder {out.parent} ({error.strerror}): give another one") from error
 
-    with folder as beside, Stage(found[0].model_file, width, height) as stage:
-        from mtrl_vec.sim import SimBatch
 
-        parts = [Path(beside, file.name) for file in files]
-        sim = SimBatch(found, range(len(found)), seed=seed, max_episode_steps=max_episode_steps)
-        small: list[Image.Image] = []
-        every = max(1, round(fps / _GIF_FPS))
-        with iio.imopen(parts[0], "w", plugin="pyav") as movie:
-            movie.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
-            for index, frame in enumerate(_film(act, sim, stage, episodes, fps)):
-                movie.write_frame(np.asarray(frame))
-                if index % every == 0:
-                    frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))  # in place: every frame is a new one
-                    small.append(frame)
-        # One palette for all, so that what stands still stays the same; an octree's, which keeps small bright things.
-        both = Image.fromarray(np.vstack([np.asarray(small[k]) for k in (0, -1)]))
-        palette = both.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small)
-        first.save(parts[1], save_all=True, append_images=rest, duration=1000 * every / fps, loop=0)
-        for part, file in zip(parts, files, strict=True):
-            part.replace(file)
-    return files
+def _write_movie(file: Path, frames: Iterator[Image.Image], fps: int, every: int) -> list[Image.Image]:
+    """Write the MP4. Returns smaller copies of some frames, for the GIF."""
+    import imageio.v3 as iio
+
+    small: list[Image.Image] = []
+    with iio.imopen(file, "w", plugin="pyav") as movie:
+        movie.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+        for index, frame in enumerate(frames):
+            movie.write_frame(np.asarray(frame))
+            if index % every == 0:
+                frame.thumbnail((_GIF_WIDTH, _GIF_WIDTH))  # in place: every frame is a new one
+                small.append(frame)
+    return small
+
+
+def _write_gif(file: Path, frames: list[Image.Image], milliseconds: float) -> None:
+    """Write the GIF, in which a frame takes some milliseconds."""
+    # One palette for all, so that what stands still stays the same; an octree's, which keeps small bright things.
+    both = Image.fromarray(np.vstack([np.asarray(frames[k]) for k in (0, -1)]))
+    palette = both.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def _film(act: Act, sim: SimBatch, stage: Stage, episodes: int, hold: int) -> Iterator[Image.Image]:

@@ -46,26 +46,25 @@ def make_env(
     Raises:
         InputError: unknown or repeated task, or a number that is not positive.
     """
-    tasks = tuple(task.name for task in resolve_tasks(tasks))
-    num_workers = default_num_workers() if num_workers is None else num_workers
-    for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
-    if num_envs is None:
-        num_envs = num_workers * envs_per_worker
-    num_workers = min(num_workers, num_envs)
-    share, more = divmod(num_envs, num_workers)
-    counts = [share + (w < more) for w in range(num_workers)]
     common = {
-        "tasks": tasks,
-        "num_rows": max(counts),
+        "tasks": tuple(task.name for task in resolve_tasks(tasks)),
         "seed": seed,
         "goals_seed": goals_seed,
         "max_episode_steps": max_episode_steps,
         "random_phase": random_phase,
         "rest_after_success": rest_after_success,
     }
-    return SimulatorPool(
-        MetaWorldEnv,
-        [common | {"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)],
-    )
+    num_workers = default_num_workers() if num_workers is None else num_workers
+    for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    counts = _spread(num_workers * envs_per_worker if num_envs is None else num_envs, num_workers)
+    own = [{"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)]
+    return SimulatorPool(MetaWorldEnv, [common | {"num_rows": max(counts)} | worker for worker in own])
+
+
+def _spread(num_envs: int, num_workers: int) -> list[int]:
+    """Environments of each worker, as even as possible; of as many workers as there are environments, at most."""
+    num_workers = min(num_workers, num_envs)
+    share, more = divmod(num_envs, num_workers)
+    return [share + (w < more) for w in range(num_workers)]

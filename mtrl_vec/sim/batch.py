@@ -72,7 +72,7 @@ class SimBatch:
     ) -> None:
         self.tasks = tuple(tasks)
         self.task_idx = np.array(task_idx, dtype=np.int64)
-        self.num_slots = n = len(self.task_idx)
+        self.num_slots = len(self.task_idx)
         self.max_episode_steps = max_episode_steps
         self.random_phase = random_phase
         self.rest_after_success = rest_after_success
@@ -81,6 +81,12 @@ class SimBatch:
         self._first_slot = first_slot
         self.seed(seed)
 
+        self._build_worlds()
+        self._allocate()
+
+    def _build_worlds(self) -> None:
+        """Compile the models of the tasks, and note where everything is found in them."""
+        tasks = self.tasks
         files = list(dict.fromkeys(task.model_file for task in tasks))
         self.worlds = [World(file) for file in files]
         self._world_idx = np.array([files.index(task.model_file) for task in tasks])  # [K]
@@ -93,6 +99,9 @@ class SimBatch:
         self._init_tcp = np.array([world.init_tcp for world in own])  # [K, 3]
         self._goal_low, self._goal_high = np.array([t.goal_low for t in tasks]), np.array([t.goal_high for t in tasks])
 
+    def _allocate(self) -> None:
+        """Make the rows of all slots."""
+        n = self.num_slots
         self.state = np.zeros((n, max(world.state_size for world in self.worlds)))
         """[n, S] the integration state of every slot; rows of smaller worlds are padded."""
         self.elapsed = np.zeros(n, dtype=np.int64)
