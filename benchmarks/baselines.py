@@ -1,6 +1,6 @@
-"""What `steps_per_sec.py` compares with: bare physics, the usual vectorised Meta-Worlds, and a tutorial's PPO loop.
+"""The baselines of `steps_per_sec.py`: bare physics, the usual vectorised Meta-Worlds, and a tutorial's PPO loop.
 
-TorchRL and EnvPool are imported where they are used: every worker process imports this module too.
+TorchRL and EnvPool are imported where they are used, since every worker process imports this module too.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from mtrl_vec.sim import ACTION_SIZE, FRAME_SKIP, OBSERVATION_SIZE, SawyerSim, load_model
-from mtrl_vec.tasks import MAX_EPISODE_STEPS, TASKS
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.sim.world import FRAME_SKIP, load_model
+from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD
+from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.task import MAX_EPISODE_STEPS
 
 SEED = 1  # Meta-World's vector environments take 0 for "no seed"
 TASK_NAMES = tuple(task.name for task in TASKS)
-MOCAP_LOW, MOCAP_HIGH = (
-    np.array([-0.5, 0.40, 0.05]),
-    np.array([0.5, 1.0, 0.5]),
-)  # Meta-World's bounds of the hand target
+MOCAP_LOW, MOCAP_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])
+"""Meta-World's bounds of the hand target."""
 
 
 def random_actions(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
@@ -38,13 +39,13 @@ def random_actions(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
 
 
 class Contender:
-    """Something whose speed is measured in slices, between which it is idle. Starts everything in its constructor."""
+    """Something whose speed is measured in slices. It starts in its constructor, and is idle between slices."""
 
     setup = ""
-    """The choices made for it, to be printed with the results."""
+    """How it is set up, to be printed with the results."""
 
     def advance(self) -> int:
-        """Do the smallest piece of work with all its costs in proportion. Returns its environment steps."""
+        """Do the smallest representative piece of work. Returns its environment steps."""
         raise NotImplementedError
 
     def rate(self, seconds: float) -> float:
@@ -58,29 +59,31 @@ class Contender:
         self.rate(0.3)
 
     def close(self) -> None:
-        """End what was started; also called in the middle of a step, after Ctrl-C."""
+        """End all processes. After Ctrl-C it is called in the middle of a step."""
 
 
 class Floor(Contender):
-    """Nothing but Meta-World's physics, as it is usually run: one ``MjData`` each, visual geometry included.
+    """Only Meta-World's physics, as it is usually run: one ``MjData`` per simulation, including visual geometry.
 
-    It starts from the states of a `SawyerSim` with the same numbers and takes the same actions, so that both simulate
-    the same contacts. Later episodes start from precomputed states, at no cost.
+    It starts from the states of a `SimBatch` with the same slots and takes the same actions, so that both simulate the
+    same contacts. Later episodes start from precomputed states, at no cost.
     """
 
-    NUM_STARTS = 8  # after which the episodes repeat
+    NUM_STARTS = 8
+    """Start states of each slot, which repeat."""
 
     def __init__(self, num_slots: int, first_slot: int = 0) -> None:
         task_idx = (first_slot + np.arange(num_slots)) % len(TASKS)
-        sim = SawyerSim(TASKS, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
+        sim = SimBatch(TASKS, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
         sim.reset()
         self._elapsed, starts = sim.elapsed.copy(), [sim.state.copy()]
         for _ in range(self.NUM_STARTS - 1):
             sim.reset()
             starts.append(sim.state.copy())
-        self._starts, self._signature = starts, sim.state_signature
+        (world,) = sim.worlds  # the tasks share their physics model
+        self._starts, self._signature = starts, world.state_signature
         self._episode = np.full(num_slots, -1)
-        self._model = load_model(visual=True)
+        self._model = load_model(TASKS[0].model_file, visual=True)
         self._data = [mujoco.MjData(self._model) for _ in range(num_slots)]
         self._views = [(data, data.mocap_pos[0], data.ctrl) for data in self._data]
         self._mocap = np.zeros((num_slots, 3))
@@ -112,7 +115,7 @@ class Floor(Contender):
 
 
 class FloorParallel(Contender):
-    """`Floor` in several processes at once, which never wait for each other."""
+    """`Floor` in several processes, which never wait for each other."""
 
     def __init__(self, num_workers: int, num_slots: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -149,7 +152,7 @@ def _floor_worker(channel: Connection, num_slots: int, first_slot: int) -> None:
 
 
 class TorchRL(Contender):
-    """A TorchRL environment under random actions. Its resets are included."""
+    """A TorchRL environment with random actions, including resets."""
 
     def __init__(self, env: Any) -> None:
         self._env, self._tensordict = env, env.reset()
@@ -164,7 +167,7 @@ class TorchRL(Contender):
 
 
 class GymParallelEnv(TorchRL):
-    """The TorchRL program one would write first: ``ParallelEnv`` with one wrapped Meta-World per worker and task."""
+    """The obvious TorchRL program: a ``ParallelEnv`` with one wrapped Meta-World environment per worker and task."""
 
     def __init__(self) -> None:
         from torchrl.envs import ParallelEnv
@@ -202,14 +205,15 @@ class GymAsync(Contender):
 
 
 class EnvPool(Contender):
-    """EnvPool's Meta-World in C++: one pool per task, all its environments stepped per call, as everywhere here.
+    """EnvPool's Meta-World in C++: one pool per task; as everywhere here, a call steps all its environments.
 
-    With one thread the pools take turns. With several, all pools get their actions before the first is waited for, so
-    that no thread idles while another pool finishes. The width is the best of a few, found by trial at the start.
+    With one thread the pools take turns. With several, all pools get their actions before the first result is awaited,
+    so that no thread idles while another pool finishes. The number of environments is the best of a few, chosen by
+    trial at the start.
 
-    EnvPool starts all environments of a pool in phase and simulates every reset, so an arbitrary slice would hold
-    either all resets or none. The pools are therefore a third of an episode apart, and are measured in thirds of an
-    episode: each holds the resets of exactly one pool.
+    EnvPool starts all environments of a pool in phase and simulates every reset, so that an arbitrary slice would hold
+    either all resets or none. The pools are therefore a third of an episode apart and are measured in thirds of an
+    episode, each of which holds the resets of exactly one pool.
     """
 
     IDS = ("MetaWorld/Reach-v3", "MetaWorld/Push-v3", "MetaWorld/PickPlace-v3")
@@ -278,7 +282,7 @@ class TutorialNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.torso = nn.Sequential(
-            nn.Linear(OBSERVATION_SIZE, 512), nn.LayerNorm(512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
+            nn.Linear(METAWORLD.size, 512), nn.LayerNorm(512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
         )
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(512, 128), nn.GELU(), nn.Linear(128, ACTION_SIZE + 1)) for _ in TASKS
@@ -292,11 +296,11 @@ class TutorialNet(nn.Module):
 
 
 class TutorialPPO(Contender):
-    """PPO as tutorials write it: one environment at a time, one step of each task in turn, learning included.
+    """PPO as in tutorials: one environment at a time, one step of each task in turn, including learning.
 
     Args:
-        reset_every_step: as published, ``env.reset()`` before every single step; otherwise when an episode ends.
-        num_threads: torch threads of this contender.
+        reset_every_step: call ``env.reset()`` before every step, as published; otherwise only when an episode ends.
+        num_threads: number of torch threads.
     """
 
     STEPS, EPOCHS, MINIBATCH = 500, 4, 512

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything about a GPU in one go, for a machine with one: tests, learner, routing, profiles, and training to the end.
-#   benchmarks/gpu.sh [FOLDER]     results and logs go there; PYTHON=... chooses another interpreter
+# Everything that needs a GPU: tests, learner, routing, task sampling cost, profiles, and complete training runs.
+#   benchmarks/gpu.sh [FOLDER]     results and logs go to FOLDER; PYTHON=... chooses another interpreter
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
@@ -19,13 +19,14 @@ step() {
 step tests "$python" -m pytest -q tests/test_cuda.py tests/test_training.py -k "cuda"
 step learner "$python" benchmarks/learner.py --rounds 3 --json "$out/learner.json"
 step routing "$python" benchmarks/routing.py --json "$out/routing.json"
-step schedule_cost "$python" benchmarks/schedule_cost.py --rounds 10 --json "$out/schedule_cost.json"
-step profile "$python" -m mtrl_vec profile --run-dir "$out/profile" --overwrite --json "$out/profile.json"
-step profile-overlap "$python" -m mtrl_vec profile --overlap --run-dir "$out/profile-overlap" --overwrite \
+step task_sampling_cost "$python" benchmarks/task_sampling_cost.py --rounds 10 \
+  --flags="--precision bf16 --compile on --cuda-graphs" --json "$out/task_sampling_cost.json"
+step profile "$python" -m mtrl_vec profile --preset gpu --run-dir "$out/profile" --overwrite --json "$out/profile.json"
+step profile-overlap "$python" -m mtrl_vec profile --preset gpu --overlap --run-dir "$out/profile-overlap" --overwrite \
   --json "$out/profile-overlap.json"
-step train "$python" -m mtrl_vec train --run-dir "$out/train" --overwrite
+step train "$python" -m mtrl_vec train --preset gpu --run-dir "$out/train" --overwrite
 step eval "$python" -m mtrl_vec eval "$out/train" --json "$out/eval.json"
-step train-overlap "$python" -m mtrl_vec train --overlap --run-dir "$out/train-overlap" --overwrite
+step train-overlap "$python" -m mtrl_vec train --preset gpu --overlap --run-dir "$out/train-overlap" --overwrite
 step eval-overlap "$python" -m mtrl_vec eval "$out/train-overlap" --json "$out/eval-overlap.json"
-tail -n 25 "$out"/{tests,learner,routing,schedule_cost,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
+tail -n 25 "$out"/{tests,learner,routing,task_sampling_cost,profile,profile-overlap,train,eval,train-overlap,eval-overlap}.log
 exit $failed

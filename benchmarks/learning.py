@@ -1,41 +1,49 @@
-"""How fast and how well training learns: the default settings on several seeds, and with some of its choices undone.
+"""How fast and how well training learns: the default settings on several seeds, and an ablation.
 
-A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. A cell that has its
-row in the results is skipped, one that was trained but not evaluated is only evaluated, and one whose training was
-interrupted goes on. Everything lands in ``benchmarks/learning/``: the metrics of each run as ``<cell>.csv``,
-``results.csv`` with a row per cell, written as each ends, and a picture.
+A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. Cells that already
+have a row in the results are skipped, cells that were trained but not evaluated are only evaluated, and interrupted
+training is resumed. Results go to ``benchmarks/learning/``: ``results.csv`` with a row per cell, written as soon as the
+cell finishes, ``curves.csv.xz`` with the metrics of all iterations (see ``curves.py``), and a picture.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
+import io
 import json
 import math
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import curves
 import numpy as np
 import tyro
-from common import progress
+from common import progress, run_benchmark
 
-import mtrl_vec
-from mtrl_vec.checkpoint import BEST_NAME, PRETRAINED, load_latest
-from mtrl_vec.cli import parse_train
+import mtrl_vec.policy
+from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.curves import read_metrics
+from mtrl_vec.config import RuntimeConfig, TrainConfig
 from mtrl_vec.errors import InputError
+from mtrl_vec.files import write_atomically
 from mtrl_vec.machine import machine, versions
-from mtrl_vec.plotting import plot_runs, read_metrics
-from mtrl_vec.tasks import TASKS
+from mtrl_vec.policy.checkpoint import BEST_NAME, PRETRAINED, load_latest
+from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.train.resolve import resolve
+from mtrl_vec.train.run_dir import resumed_config
 
 FOLDER = Path(__file__).parent / "learning"
 RESULTS = FOLDER / "results.csv"
 RUNS = Path("runs") / "learning"
+PACKAGE = Path(mtrl_vec.policy.__file__).parent
+"""Folder of the pretrained policy."""
 TASK_NAMES = tuple(task.name for task in TASKS)
 THRESHOLDS = (0.9, 0.98)
 
@@ -44,27 +52,27 @@ ABLATION = {
     "no-per-task-advantage": "--no-per-task-advantage",
     "no-random-phase": "--no-random-phase",
     "constant-lr": "--target-kl None",
-    "absolute-inputs": "--no-relative-inputs",
+    "absolute-inputs": "--no-relative-features",
     "tutorial": "--preset tutorial",
     **{f"{name}-alone": f"--tasks {name}" for name in TASK_NAMES},
 }
-"""What is changed in each cell of the ablation, all with seed 1: to be compared with the cell ``seed1``."""
+"""The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1``."""
 
 VARIANTS = {
     "bf16": "--seed 1 --precision bf16",
     "bf16-seed2": "--seed 2 --precision bf16",
     "bf16-seed3": "--seed 3 --precision bf16",
     "overlap": "--seed 1 --overlap",
-    "gpu-preset": "--seed 1 --preset gpu --device cpu",
+    "gpu-preset": "--seed 1 --preset gpu --device cpu --precision fp32 --compile off",
 }
-"""Other ways to run the same: what do they cost in learning?"""
+"""Settings that are there for speed. How do they affect learning?"""
 
 Row = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Args:
-    """Train with the defaults for each seed, evaluate, and draw the learning curves.
+    """Train with the default settings on each seed, evaluate, and draw the learning curves.
 
     Example: python benchmarks/learning.py --seeds 1 2 3
     """
@@ -72,19 +80,19 @@ class Args:
     seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
-    """Seeds of the official evaluation, 50 goals a task each."""
+    """Seeds of the official evaluation, 50 goals per task each."""
     ablation: bool = False
-    """Also leave out one choice at a time, with seed 1, and learn each task alone; after the seeds."""
+    """Also run the ablation with seed 1: one design choice removed at a time, and each task alone."""
     variants: bool = False
-    """Also learn in bf16, with collecting and learning overlapped, and with the settings for GPUs."""
+    """Also train in bf16, with collection and learning overlapped, and with the batch sizes of the GPU preset."""
     ship: str | None = None
-    """Put the best policy of this cell into the package, as `eval pretrained`, with its provenance beside it."""
+    """Make the best policy of this cell the pretrained one of the package, with its row of the results beside it."""
     report_only: bool = False
-    """Measure nothing: print the tables and draw the picture of what there is."""
+    """Measure nothing: print the table and draw the picture of the existing results."""
 
 
 def cells(args: Args) -> dict[str, list[str]]:
-    """The training flags of every cell, by its name."""
+    """The training flags of all cells by name."""
     study = {f"seed{seed}": ["--seed", str(seed)] for seed in args.seeds}
     if args.ablation:
         study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in ABLATION.items()}
@@ -94,49 +102,63 @@ def cells(args: Args) -> dict[str, list[str]]:
 
 
 def run(*arguments: str) -> None:
+    """Run a command of the package. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "mtrl_vec", *arguments]
     progress(shlex.join(["python", *command[1:]]))
     process = subprocess.Popen(command)
     try:
         process.wait()
     except KeyboardInterrupt:
-        process.wait()  # it was told as well, and is saving
+        process.wait()  # it received Ctrl-C too, and is saving its state
         raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def is_trained(run_dir: Path, flags: Sequence[str]) -> bool:
-    """Whether a run with these flags and today's defaults has come to its end."""
-    wanted = parse_train([*flags, "--run-dir", str(run_dir)])
+def is_same_run(config: TrainConfig, other: TrainConfig) -> bool:
+    """Whether resolved settings mean the same run: of the runtime settings only length and precision matter."""
+
+    def key(config: TrainConfig) -> TrainConfig:
+        runtime = RuntimeConfig(total_frames=config.runtime.total_frames, precision=config.runtime.precision)
+        return dataclasses.replace(config, runtime=runtime)
+
+    return key(config) == key(other)
+
+
+def is_trained(run_dir: Path, wanted: TrainConfig) -> bool:
+    """Whether a folder has a finished run with these resolved settings."""
     try:
-        config = json.loads((run_dir / "config.json").read_text())
+        config = TrainConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
         frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
-    except (OSError, ValueError, InputError):  # missing or torn
+    except (OSError, ValueError, KeyError, TypeError, InputError):  # missing, incomplete, or of another version
         return False
-    return config == wanted.to_dict() and frames >= wanted.total_frames
+    return is_same_run(config, wanted) and frames >= wanted.runtime.total_frames
+
+
+def is_resumable(run_dir: Path, wanted: TrainConfig) -> bool:
+    """Whether a folder has an interrupted run with these resolved settings."""
+    try:
+        checkpoint, _ = load_latest(run_dir)
+        return is_same_run(resumed_config(run_dir, checkpoint), wanted)
+    except InputError:  # no checkpoint, or one of another version
+        return False
 
 
 def train(run_dir: Path, flags: Sequence[str]) -> None:
-    """Train to the end: go on where an earlier attempt with the same settings was interrupted, or start anew."""
-    if is_trained(run_dir, flags):
+    """Train with these flags and the current defaults until the run is finished: resume it, or start a new one."""
+    wanted = resolve(parse_train(flags))
+    if is_trained(run_dir, wanted):
         return
-    wanted = parse_train([*flags, "--run-dir", str(run_dir)])
-    try:
-        checkpoint, _ = load_latest(run_dir)
-        resumable = checkpoint["config"] == wanted.to_dict()
-    except InputError:
-        resumable = False
-    if resumable:
+    if is_resumable(run_dir, wanted):
         run("train", "--resume", str(run_dir))
         return
-    if run_dir.exists():  # with other settings, or nothing to go on from
+    if run_dir.exists():  # other settings, or nothing to resume from
         run_dir.rename(run_dir.with_name(f"{run_dir.name}-until-{datetime.now():%Y%m%d-%H%M%S}"))
     run("train", *flags, "--run-dir", str(run_dir))
 
 
 def first_reached(metrics: dict[str, np.ndarray], reached: np.ndarray) -> tuple[float, float]:
-    """Frames and minutes until the first of the iterations [N] that have reached something, or NaN."""
+    """Frames and minutes until the end of the first iteration for which ``reached`` [N] is true, NaN if none is."""
     iterations = np.flatnonzero(reached)
     if not len(iterations):
         return math.nan, math.nan
@@ -146,16 +168,16 @@ def first_reached(metrics: dict[str, np.ndarray], reached: np.ndarray) -> tuple[
 def measure(
     name: str, flags: Sequence[str], eval_seeds: Sequence[int], folder: Path | None = None, runs: Path | None = None
 ) -> Row:
-    """Train and evaluate one cell, with its metrics left in ``folder``. Returns its row of ``results.csv``."""
+    """Train and evaluate a cell, and add its metrics to the curves in ``folder``. Returns its row of the results."""
     folder, runs = folder or FOLDER, runs or RUNS
     run_dir = runs / name
     train(run_dir, flags)
     out = runs / f"{name}-eval.json"
     run("eval", str(run_dir), "--seeds", *map(str, eval_seeds), "--json", str(out))
     (score,) = json.loads(out.read_text())
-    shutil.copy(run_dir / "metrics.csv", folder / f"{name}.csv")
-
     metrics = read_metrics(run_dir / "metrics.csv")
+    curves.add(folder, name, metrics)
+
     row: Row = {"cell": name, "frames": int(metrics["frames"][-1])}
     row["minutes"] = round(metrics["time/elapsed"][-1] / 60, 1)
     row["evaluation_share"] = round(metrics["time/evaluate"][-1] / metrics["time/elapsed"][-1], 4)
@@ -178,31 +200,37 @@ def measure(
     return row | machine() | versions()
 
 
+def read_results(results: Path) -> list[Row]:
+    """The rows of a file that `write_results` wrote. Empty if there is no file."""
+    if not results.exists():
+        return []
+    with results.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_results(rows: Sequence[Row], results: Path) -> None:
-    """All rows, in place of those written before."""
-    temporary = results.with_suffix(".tmp")
+    """Replace the rows of a file."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(results, text.getvalue().encode())
 
 
 def ship(cell: str) -> None:
-    """Make the best policy of a cell the one that comes with the package, with its row of the results beside it."""
-    with RESULTS.open() as file:
-        row = next(row for row in csv.DictReader(file) if row["cell"] == cell)
+    """Make the best policy of a cell the pretrained one of the package, with its row of the results beside it."""
+    row = next(row for row in read_results(RESULTS) if row["cell"] == cell)
     best = RUNS / cell / BEST_NAME
-    if not best.exists() or hashlib.sha256(best.read_bytes()).hexdigest() != row["sha256"]:
-        raise InputError(f"--ship {cell}: {best} is not the policy that {RESULTS} tells of; remove the row to redo it")
-    package = Path(mtrl_vec.__file__).parent
-    shutil.copy(best, package / f"{PRETRAINED}.pt")
-    (package / f"{PRETRAINED}.json").write_text(json.dumps(row, indent=2) + "\n")
+    policy = best.read_bytes() if best.exists() else b""
+    if hashlib.sha256(policy).hexdigest() != row["sha256"]:
+        raise InputError(f"--ship {cell}: {best} is not the policy of its row in {RESULTS}; remove the row to redo it")
+    write_atomically(PACKAGE / f"{PRETRAINED}.pt", policy)
+    write_atomically(PACKAGE / f"{PRETRAINED}.json", (json.dumps(row, indent=2) + "\n").encode())
 
 
 def report(rows: Sequence[Row]) -> str:
-    """A table of cells in Markdown: success per task, then what it took to reach it."""
+    """A Markdown table of cells: success per task, then the frames and minutes until it was reached in training."""
     short = [name.removesuffix("-v3") for name in TASK_NAMES]
     head = ["cell", *short, "mean", "frames", "minutes"]
     head += [f"{task} to {threshold:.0%}" for task in short for threshold in THRESHOLDS]
@@ -229,16 +257,14 @@ def _number(value: object, form: str) -> str:
 
 
 def study(args: Args) -> None:
-    """Measure what is missing, write it down, and report."""
+    """Measure the cells that are missing, and report all."""
     FOLDER.mkdir(exist_ok=True)
     RUNS.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    if RESULTS.exists():
-        with RESULTS.open() as file:
-            rows = list(csv.DictReader(file))
+    rows = read_results(RESULTS)
     measured, wanted = {row["cell"] for row in rows}, {} if args.report_only else cells(args)
     if args.ship is not None and args.ship not in measured | wanted.keys():
-        raise InputError(f"--ship {args.ship}: no such cell; there are {', '.join(sorted(measured | wanted.keys()))}")
+        known = ", ".join(sorted(map(str, measured | wanted.keys())))
+        raise InputError(f"--ship {args.ship}: there is no such cell, only {known}")
     for name, flags in wanted.items():
         if name in measured:
             progress(f"{name} is in {RESULTS} already")
@@ -249,29 +275,14 @@ def study(args: Args) -> None:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows))
     if seeds := [str(row["cell"]) for row in rows if str(row["cell"]).startswith("seed")]:
-        plot_runs([FOLDER / f"{seed}.csv" for seed in seeds], FOLDER / "learning")
+        curves.draw(FOLDER, seeds, FOLDER / "learning.png")
     if args.ship is not None:
         ship(args.ship)
 
 
-def run_study(study: Callable[[], None]) -> int:
-    """Returns the exit code; what goes wrong is one line."""
-    try:
-        study()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: {shlex.join(error.cmd)} ended with exit code {error.returncode}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 def main() -> int:
     args = tyro.cli(Args)
-    return run_study(lambda: study(args))
+    return run_benchmark(lambda: study(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How rows find the head of their task: ways to compute the same, forward and backward, for few and for many tasks."""
+"""Ways to route rows to the heads of their tasks, forward and backward, for few and for many tasks."""
 
 from __future__ import annotations
 
@@ -9,57 +9,61 @@ from pathlib import Path
 
 import torch
 import tyro
-from common import progress, seconds_per_call, write_results
+from common import check_arguments, progress, run_benchmark, seconds_per_call, write_results
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mtrl_vec.config import Precision, TrainConfig
-from mtrl_vec.device import autocast, on_stream, resolve_device, resolve_precision
-from mtrl_vec.errors import InputError
-from mtrl_vec.policy import TaskHeads
-from mtrl_vec.sim import ACTION_SIZE
+from mtrl_vec.config import PolicyConfig
+from mtrl_vec.config.sections import Device, Precision
+from mtrl_vec.learn.device import autocast, on_stream, resolve_device
+from mtrl_vec.policy.routing import TaskHeads
+from mtrl_vec.tasks.layout import ACTION_SIZE
 
-MEMORY_LIMIT = 4 << 30  # bytes of gathered weights: beyond that a way is not tried
+MEMORY_LIMIT = 4 << 30
+"""Bytes of gathered weights above which ``bmm`` is omitted."""
 
 
 @dataclass(frozen=True)
 class Args:
-    """Time the task heads, forward and backward, in each way of routing rows to them.
+    """Time the task heads, forward and backward, with each way of routing rows to them.
+
+    On a GPU in bf16, compiled and graphed; on the CPU in fp32, but `grouped` always in bf16.
 
     Example: python benchmarks/routing.py --num-tasks 3 50 --batch-sizes 2048 --json routing.json
     """
 
     num_tasks: tuple[int, ...] = (3, 10, 50)
-    """K."""
+    """Numbers of tasks, K."""
     batch_sizes: tuple[int, ...] = (512, 2048, 8192, 65536)
-    """Rows."""
+    """Numbers of rows."""
     seconds: float = 0.5
-    """Time for each measurement."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
+    """Approximate length of each measurement."""
+    device: Device = "auto"
+    """auto: CUDA when there is one."""
     json: Path | None = None
     """Also write the results to this file."""
 
 
 def gather_weights(heads: TaskHeads, features: Tensor, task_idx: Tensor) -> Tensor:
-    """A copy of its head's weights for every row, in one batched product. Only here, for comparison."""
+    """A copy of the weights of its head for every row, and a batched product. For comparison only."""
     hidden = torch.baddbmm(heads.bias1[task_idx][:, None], features[:, None], heads.weight1[task_idx])
     with torch.autocast(features.device.type, enabled=False):
         hidden = silu(hidden).float()
         return torch.baddbmm(heads.bias2[task_idx][:, None], hidden, heads.weight2[task_idx]).squeeze(1)
 
 
-def ways(device: torch.device, precision: Precision) -> dict[str, Callable[[TaskHeads, Tensor, Tensor], Tensor]]:
-    found = {"gathered": TaskHeads.gathered, "bmm": gather_weights, "split": TaskHeads.split}
-    if precision == "bf16" or device.type == "cpu":  # always bf16
-        found["grouped"] = TaskHeads.grouped
-    return found
+WAYS: dict[str, Callable[[TaskHeads, Tensor, Tensor], Tensor]] = {
+    "gathered": TaskHeads.gathered,
+    "bmm": gather_weights,
+    "split": TaskHeads.split,
+    "grouped": TaskHeads.grouped,
+}
 
 
 def prepare(
     way: Callable[..., Tensor], name: str, heads: TaskHeads, features: Tensor, task_idx: Tensor, precision: Precision
 ) -> Callable[[], object]:
-    """Forward and backward as training runs them: on a GPU compiled and in a graph, but for what has to wait."""
+    """Forward and backward as in training: on a GPU compiled and graphed, except `split`, which waits for it."""
     device = features.device
 
     def loss() -> Tensor:
@@ -83,28 +87,28 @@ def prepare(
 
 
 def measure(args: Args) -> list[dict[str, object]]:
-    config, device = TrainConfig(), resolve_device(args.device)
-    if min(*args.num_tasks, *args.batch_sizes) < 1:
-        raise InputError("num_tasks and batch_sizes must be positive")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: give a file in an existing folder")
-    precision = resolve_precision(device, config.precision)
+    """A row per number of tasks, batch size and way."""
+    smallest = {"num_tasks": min(args.num_tasks, default=None), "batch_sizes": min(args.batch_sizes, default=None)}
+    check_arguments(args.json, **smallest)
+    policy, device = PolicyConfig(), resolve_device(args.device)
+    width, head = policy.torso[1], policy.head
+    precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows: list[dict[str, object]] = []
     for num_tasks in args.num_tasks:
-        heads = TaskHeads(num_tasks, config.torso[1], config.head, ACTION_SIZE, 1.0).to(device)
+        heads = TaskHeads(num_tasks, width, head, ACTION_SIZE, 1.0).to(device)
         for batch_size in args.batch_sizes:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            features = torch.randn(batch_size, config.torso[1], device=device, dtype=dtype, requires_grad=True)
+            features = torch.randn(batch_size, width, device=device, dtype=dtype, requires_grad=True)
             task_idx = torch.randint(num_tasks, (batch_size,), device=device)
-            for name, way in ways(device, precision).items():
-                if name == "bmm" and 4 * batch_size * config.torso[1] * config.head > MEMORY_LIMIT:
+            for name, way in WAYS.items():
+                if name == "bmm" and 4 * batch_size * width * head > MEMORY_LIMIT:
                     continue
                 torch._dynamo.reset()
                 try:
                     call = prepare(way, name, heads, features, task_idx, precision)
                     seconds = seconds_per_call(call, device, args.seconds)
                 except torch.cuda.OutOfMemoryError:
-                    progress(f"K={num_tasks} rows={batch_size} {name} does not fit into the GPU")
+                    progress(f"K={num_tasks} rows={batch_size} {name}: out of GPU memory")
                     continue
                 rows.append({"num_tasks": num_tasks, "batch_size": batch_size, "way": name, "seconds": seconds})
                 progress(f"K={num_tasks} rows={batch_size} {name} {1e6 * seconds:,.0f} us")
@@ -112,7 +116,7 @@ def measure(args: Args) -> list[dict[str, object]]:
 
 
 def report(rows: list[dict[str, object]]) -> str:
-    """Microseconds in Markdown, the best of each line in bold."""
+    """A Markdown table of microseconds, the best of each line in bold."""
     names = list(dict.fromkeys(str(row["way"]) for row in rows))
     lines = ["| K | rows | " + " | ".join(names) + " |", "|---:|---:|" + "---:|" * len(names)]
     for key in dict.fromkeys((row["num_tasks"], row["batch_size"]) for row in rows):
@@ -124,16 +128,16 @@ def report(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    args = tyro.cli(Args)
-    try:
-        rows = measure(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def benchmark(args: Args) -> None:
+    """Measure, report, and write the results."""
+    rows = measure(args)
     print(report(rows))
     write_results(args.json, {"results": rows})
-    return 0
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    return run_benchmark(lambda: benchmark(args))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """Environment steps per second: this package, bare physics, the usual vectorised Meta-Worlds, and a tutorial's loop.
 
-Everything runs in one go and in turns, a slice each per round, so that a machine that slows down slows all of it down.
-A rate is the median over the rounds; a ratio the median of the rounds' ratios.
+In every round each contender runs for a slice of time, so that a machine that slows down affects all of them. A rate is
+the median over the rounds, a ratio the median of the ratios within the rounds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import multiprocessing
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy and torch load; worker processes inherit it
 
@@ -41,14 +39,15 @@ from baselines import (
     TutorialPPO,
     random_actions,
 )
-from common import progress
+from common import check_arguments, progress, provenance, run_benchmark, write_results
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
-from mtrl_vec.machine import machine, versions
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import TASKS
-from mtrl_vec.workers import available_cores, default_num_workers, deferred_interrupts
+from mtrl_vec.envs.processes import default_num_workers, deferred_interrupts
+from mtrl_vec.errors import InputError
+from mtrl_vec.machine import available_cores
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import TASKS
 
 TARGETS = (
     ("sim_1proc", "floor_1proc", 0.95),
@@ -59,7 +58,7 @@ TARGETS = (
     ("train", "tutorial_loop", 50.0),
     ("train", "tutorial_fixed", 5.0),
 )
-"""What is to be faster than what, and by which factor."""
+"""What should be faster than what, and by which factor."""
 
 NAMES = (
     *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_parallel_env", "gym_async"),
@@ -72,43 +71,44 @@ class Args:
     """Measure environment steps per second and compare them with the targets."""
 
     quick: bool = False
-    """Under a minute, and rougher: one short round."""
+    """A single short round, under a minute. Less accurate."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the results to this file, with the machine, the versions and the command."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
-    """Measure only these, for example: sim_1proc floor_1proc. By default everything."""
+    """Measure only these contenders, for example: sim_1proc floor_1proc. By default all."""
     seconds: float | None = None
-    """Length of a slice. By default 2, with --quick 0.25. A contender may need longer for one piece of its work."""
+    """Length of a slice. By default 2, with --quick 0.25. Some contenders need longer for one piece of work."""
     rounds: int | None = None
     """Slices per contender. By default 5, with --quick 1."""
     num_workers: int | None = None
     """Processes of parallel_env and floor_parallel, threads of envpool_parallel. By default what suits the machine.
     train always runs with its own defaults."""
     envs_per_worker: int = 96
-    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env."""
+    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env; any number."""
 
     def validate(self) -> None:
-        """Raises ValueError on what cannot be measured."""
+        """Raises InputError if something cannot be measured."""
         unknown = [name for name in self.only if name not in NAMES]
         if unknown:
-            raise ValueError(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(NAMES)}")
-        for name in ("seconds", "rounds", "num_workers", "envs_per_worker"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be positive and finite")
-        if self.envs_per_worker % len(TASKS):
-            raise ValueError(
-                f"--envs-per-worker is {self.envs_per_worker}: it must be a multiple of {len(TASKS)} tasks"
-            )
-        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
-            raise ValueError(f"--json: cannot write {str(self.json)!r}: it must be a file in a folder that exists")
+            raise InputError(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(NAMES)}")
+        names = ("seconds", "rounds", "num_workers", "envs_per_worker")
+        check_arguments(self.json, **{name: getattr(self, name) for name in names})
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that the arguments mean."""
+        return {
+            "num_workers": self.num_workers or default_num_workers(),
+            "envs_per_worker": self.envs_per_worker,
+            "rounds": self.rounds or (1 if self.quick else 5),
+            "seconds": self.seconds or (0.25 if self.quick else 2.0),
+        }
 
 
 class Sim(Contender):
-    """`SawyerSim`, resets included."""
+    """`SimBatch`, including resets."""
 
     def __init__(self, num_slots: int) -> None:
-        self._sim = SawyerSim(TASKS, np.arange(num_slots) % len(TASKS), seed=SEED, random_phase=True)
+        self._sim = SimBatch(TASKS, np.arange(num_slots) % len(TASKS), seed=SEED, random_phase=True)
         self._sim.reset()
         self._rng = np.random.default_rng(SEED)
 
@@ -120,7 +120,7 @@ class Sim(Contender):
 
 
 class ParallelSim(TorchRL):
-    """This package's vectorised environment, as training uses it."""
+    """This package's vectorised environment, as in training."""
 
     def __init__(self, num_workers: int, envs_per_worker: int) -> None:
         super().__init__(
@@ -129,11 +129,11 @@ class ParallelSim(TorchRL):
 
 
 def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], Contender]]:
-    """How to start each of them, in the order in which they take turns."""
+    """How to start each contender, in the order of their turns."""
     cores = available_cores()
-    widths = EnvPool.WIDTHS[1:2] if quick else EnvPool.WIDTHS  # trying them takes time
+    widths = EnvPool.WIDTHS[1:2] if quick else EnvPool.WIDTHS  # trying several takes time
     return {
-        # First, because Gymnasium forks, and a fork keeps the pipes of whatever was started before it.
+        # First, because Gymnasium forks, and a fork keeps the pipes of everything that was started before.
         "gym_async": GymAsync,
         "floor_1proc": lambda: Floor(slots),
         "sim_1proc": lambda: Sim(slots),
@@ -149,10 +149,14 @@ def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], 
 
 
 class Train(Contender):
-    """`python -m mtrl_vec train` with its defaults, learning included. Every slice is a run of its own.
+    """`python -m mtrl_vec train` with its defaults, including learning. Every slice is a run of its own.
 
-    Without evaluations, which are rare in a real run and would be frequent in one this short. It counts from the end of
-    the second iteration, and not the start-up; with ``once``, only the first slice is run.
+    Evaluations are off: they are rare in a real run, and would be frequent in one so short. The time counts from the
+    end of the second iteration, without the start-up.
+
+    Args:
+        iterations: of a run.
+        once: run only the first slice, and repeat its result.
     """
 
     TIMEOUT_SECONDS = 600
@@ -162,7 +166,7 @@ class Train(Contender):
         self._measured: float | None = None
 
     def warm_up(self) -> None:
-        pass  # each run has its own
+        pass  # each run has a warm-up of its own
 
     def rate(self, seconds: float) -> float:
         if self._measured is None or not self._once:
@@ -194,7 +198,7 @@ class Train(Contender):
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
-    """Make a process that leads its own session stop: by Ctrl-C, and with all its children if that does not help."""
+    """Stop a process that leads its own session: with SIGINT, and if that fails with SIGKILL for all its processes."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGINT)
@@ -206,12 +210,15 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 class Report:
-    """What was measured, and why not what was not."""
+    """What was measured."""
 
     def __init__(self) -> None:
-        self.rates: dict[str, list[float]] = {}  # of every round
+        self.rates: dict[str, list[float]] = {}
+        """The rate in every round, by contender."""
         self.missing: dict[str, str] = {}
+        """Why a contender was not measured."""
         self.setup: dict[str, str] = {}
+        """How a contender was set up."""
 
     def failed(self, name: str, error: Exception) -> None:
         self.rates.pop(name, None)
@@ -236,7 +243,7 @@ class Report:
 def measure(
     wanted: Sequence[str], quick: bool, num_workers: int, envs_per_worker: int, rounds: int, seconds: float
 ) -> Report:
-    """Start the contenders, let them take turns, and end them whatever happens."""
+    """Start the contenders, measure them in turn, and end them whatever happens."""
     report = Report()
     running: dict[str, Contender] = {}
     try:
@@ -278,35 +285,9 @@ def discard(contender: Contender | None) -> None:
             contender.close()
 
 
-def main() -> int:
-    """Returns the exit code: 0 whether or not the targets are met, 2 for bad input, 130 after Ctrl-C."""
-    args = tyro.cli(Args)
-    try:
-        args.validate()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    settings = {
-        "num_workers": args.num_workers or default_num_workers(),
-        "envs_per_worker": args.envs_per_worker,
-        "rounds": args.rounds or (1 if args.quick else 5),
-        "seconds": args.seconds or (0.25 if args.quick else 2.0),
-    }
-    warnings.filterwarnings("ignore")  # the competitors' remarks on their own defaults
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up then, too
-    try:
-        report = measure(args.only or NAMES, args.quick, **settings)
-    except KeyboardInterrupt:
-        progress("interrupted")
-        return 130
-    values = {name: report.value(name) for name in NAMES}
-    about = {
-        "settings": settings,
-        "machine": machine(),
-        "versions": versions(),
-        "command": {"command": shlex.join(["python", *sys.argv])},
-    }
-    for name, value in (values | {k: v for part in about.values() for k, v in part.items()}).items():
+def print_report(report: Report, values: dict[str, object]) -> None:
+    """Print names and values, then what else is in the report."""
+    for name, value in values.items():
         print(name, "null" if value is None else value)
     print()
     for name, text in report.missing.items():
@@ -314,14 +295,34 @@ def main() -> int:
     for name, text in report.setup.items():
         print(f"{name}: {text}")
     print(f"\n{'target':<34} {'at least':>8} {'measured':>9}  result")
-    targets = report.targets()
-    for row in targets:
+    for row in report.targets():
         ratio = "-" if row["measured"] is None else f"{row['measured']:.2f}"
         print(f"{row['target']:<34} {row['at_least']:>8} {ratio:>9}  {row['result']}")
-    if args.json is not None:
-        details = {"setup": report.setup, "not_measured": report.missing, "targets": targets, "rounds": report.rates}
-        args.json.write_text(json.dumps(values | about | about["command"] | details, indent=2) + "\n")
-    return 0
+
+
+def benchmark(args: Args) -> None:
+    """Measure, report, and write the results. Whether the targets are met makes no difference to the exit code."""
+    args.validate()
+    settings = args.settings()
+    warnings.filterwarnings("ignore")  # of the other packages about their own defaults
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is closed then too
+    report = measure(args.only or NAMES, args.quick, **settings)
+    values = {name: report.value(name) for name in NAMES}
+    about = provenance()
+    print_report(report, values | settings | about.pop("machine") | about.pop("versions") | about)
+    details = {
+        "settings": settings,
+        "setup": report.setup,
+        "not_measured": report.missing,
+        "targets": report.targets(),
+        "rounds": report.rates,
+    }
+    write_results(args.json, values | details)
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    return run_benchmark(lambda: benchmark(args))
 
 
 if __name__ == "__main__":

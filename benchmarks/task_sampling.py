@@ -1,12 +1,11 @@
-"""Which schedule of practice to use: every one of them screened on one seed, then the best ones on several.
+"""Which task sampling method to use: all methods are screened on one seed, then some of them run on several.
 
-Cells are as those of ``learning.py``: finished ones are skipped, and interrupted ones go on. Everything lands in
-``benchmarks/results/schedules/``: the metrics of each run, ``results.csv``, and pictures.
+Methods that combine gradients or normalise values are included. Cells are skipped and resumed as in ``learning.py``.
+Results go to ``benchmarks/task_sampling/``: ``results.csv``, ``curves.csv.xz``, and pictures.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import shlex
@@ -15,117 +14,121 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import curves
 import learning
 import numpy as np
 import tyro
-from common import progress
+from common import progress, run_benchmark
 from scipy.stats import permutation_test
 
-from mtrl_vec.cli import parse_train
+from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.errors import InputError
-from mtrl_vec.plotting import plot_runs, read_metrics
 
-FOLDER = Path(__file__).parent / "results" / "schedules"
-RUNS = Path("runs") / "schedules"
+FOLDER = Path(__file__).parent / "task_sampling"
+RUNS = Path("runs") / "task_sampling"
 MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
 TO_MEAN, TO_ALL = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
 MINUTES_TO_MEAN = f"minutes_to_mean_{MEAN_SUCCESS}"
 
-SCHEDULES = {
+METHODS = {
     "uniform": "",
-    "random": "--schedule random",
-    "curriculum": "--schedule curriculum",
-    "curriculum-no-floor": "--schedule curriculum --share-floor 0",
-    "difficulty": "--schedule difficulty",
-    "difficulty-loss": "--schedule difficulty --difficulty-by loss",
-    "progress": "--schedule progress",
-    "meta": "--schedule meta",
-    "pcgrad": "--balance pcgrad",
-    "cagrad": "--balance cagrad",
+    "random": "--task-sampling random",
+    "curriculum": "--task-sampling curriculum",
+    "curriculum-no-floor": "--task-sampling curriculum --min-task-prob 0",
+    "difficulty": "--task-sampling difficulty",
+    "difficulty-loss": "--task-sampling difficulty --difficulty-by loss",
+    "progress": "--task-sampling progress",
+    "meta": "--task-sampling meta",
+    "pcgrad": "--gradient-method pcgrad",
+    "cagrad": "--gradient-method cagrad",
     "popart": "--popart",
     "popart-only": "--popart --no-normalize-reward",
 }
-"""What is screened, with its flags."""
+"""The methods that are screened, and their flags."""
 
 
 @dataclass(frozen=True)
 class Args:
-    """Screen all schedules at --screen-frames with one seed; then --finalists with --final-seeds at --final-frames.
+    """Screen methods on one seed for --screen-frames, then run --finalists on --final-seeds for --final-frames.
 
-    Example: python benchmarks/schedules.py --finalists uniform progress meta
+    Example: python benchmarks/task_sampling.py --finalists uniform progress meta
     """
 
     screen_frames: int = 2_000_000
-    """Of a screening run."""
+    """Environment steps of a screening run."""
     final_frames: int = 5_000_000
-    """Of a run of the finalists: each length has tables of its own."""
+    """Environment steps of a run of the finalists. Each length has its own tables."""
     final_seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds of the finalists."""
-    only: tuple[str, ...] = tuple(SCHEDULES)
-    """What to screen."""
+    only: tuple[str, ...] = tuple(METHODS)
+    """Methods to screen. By default all."""
     finalists: tuple[str, ...] = ()
-    """What to run on several seeds."""
+    """Methods to run on several seeds."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
-    """Seeds of the official evaluation, 50 goals a task each."""
+    """Seeds of the official evaluation, 50 goals per task each."""
     report_only: bool = False
-    """Measure nothing: print the tables and draw the pictures of what there is."""
+    """Measure nothing: print the tables and draw the pictures of the existing results."""
 
 
 def cells(args: Args) -> dict[str, list[str]]:
-    """The training flags of every cell, by its name."""
+    """The training flags of all cells by name."""
     for name in (*args.only, *args.finalists):
-        if name not in SCHEDULES:
-            raise InputError(f"unknown schedule {name!r}: known are {', '.join(SCHEDULES)}")
+        if name not in METHODS:
+            raise InputError(f"unknown method {name!r}: known are {', '.join(METHODS)}")
     if args.finalists and not args.final_seeds:
         raise InputError("final_seeds is empty: name at least one, for example --final-seeds 1 2 3")
     frames = "--total-frames"
-    study = {name: [*SCHEDULES[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
+    study = {name: [*METHODS[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
     length = f"{args.final_frames / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
     for seed in args.final_seeds:
         for name in args.finalists:
-            flags = [*SCHEDULES[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
+            flags = [*METHODS[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
             study[f"{name}-{length}-seed{seed}"] = flags
     for flags in study.values():
-        parse_train(flags)  # before any of them runs
+        parse_train(flags)  # find mistakes before the first one runs
     return study
 
 
 def first_success(
     metrics: dict[str, np.ndarray], threshold: float, of: Callable[..., np.ndarray] = np.mean
 ) -> tuple[float, float]:
-    """Frames and minutes until the tasks' success rate in training first reached a threshold, or NaN.
+    """Frames and minutes until the success rates of the tasks in training first reached a threshold, or NaN.
 
-    That is their mean, or of all at once with ``of=np.min``. Only where all have been practised for ten iterations:
-    until then the rate of one may be that of long ago.
+    Only iterations count before which all tasks were sampled for ten iterations: otherwise a rate may be out of date.
+
+    Args:
+        metrics: of a run.
+        threshold: for the mean success rate.
+        of: function to use instead of the mean. ``np.min`` requires all tasks to reach the threshold.
     """
     rates = of([metrics[f"train/{task}/success_rate"] for task in learning.TASK_NAMES], axis=0)
-    share = np.min([metrics[f"train/{task}/share"] for task in learning.TASK_NAMES], axis=0)
-    practised = np.array([share[max(0, i - 9) : i + 1].min() > 0 for i in range(len(share))])
-    return learning.first_reached(metrics, practised & (rates >= threshold))
+    fraction = np.min([metrics[f"train/{task}/frame_fraction"] for task in learning.TASK_NAMES], axis=0)
+    sampled = np.array([fraction[max(0, i - 9) : i + 1].min() > 0 for i in range(len(fraction))])
+    return learning.first_reached(metrics, sampled & (rates >= threshold))
 
 
 def steps_per_second(metrics: dict[str, np.ndarray]) -> float:
-    """Of the median iteration, learning included."""
+    """Environment steps per second in the median iteration, including learning."""
     return round(float(np.median(metrics["time/sps"])), 1)
 
 
-def forgetting(metrics: dict[str, np.ndarray], task: str, practised: str) -> float:
-    """The lowest success rate of a task that was once at 90 %, while another had most of the frames; NaN if never.
+def forgetting(metrics: dict[str, np.ndarray], task: str, other: str) -> float:
+    """The lowest success rate of a task after it first reached 90 %, while another task had most of the frames.
 
-    In training, as long as it is practised at all, and in evaluations while training.
+    Both rates count: in training, where the task is sampled, and in evaluations during training. NaN if there is none.
     """
-    success, share = metrics[f"train/{task}/success_rate"], metrics[f"train/{practised}/share"]
+    success, fraction = metrics[f"train/{task}/success_rate"], metrics[f"train/{other}/frame_fraction"]
     learned = np.flatnonzero(success >= MEAN_SUCCESS)
     if not len(learned):
         return math.nan
-    later = (np.arange(len(success)) > learned[0]) & (share > 0.5)
-    seen = success[later & (metrics[f"train/{task}/share"] > 0)], metrics[f"eval/{task}/success_rate"][later]
+    later = (np.arange(len(success)) > learned[0]) & (fraction > 0.5)
+    seen = success[later & (metrics[f"train/{task}/frame_fraction"] > 0)], metrics[f"eval/{task}/success_rate"][later]
     known = [value for value in np.concatenate(seen) if not math.isnan(value)]
     return round(float(min(known)), 4) if known else math.nan
 
 
 def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
-    """What ``results.csv`` has of a cell besides `learning.measure`."""
+    """The columns of ``results.csv`` that `learning.measure` does not have."""
     frames, minutes = first_success(metrics, MEAN_SUCCESS)
     reach, *_, pick_place = learning.TASK_NAMES
     return {
@@ -138,18 +141,18 @@ def figures(metrics: dict[str, np.ndarray]) -> learning.Row:
 
 
 def measure(name: str, flags: Sequence[str], eval_seeds: Sequence[int]) -> learning.Row:
-    """Train and evaluate one cell. Returns its row of ``results.csv``."""
+    """Train and evaluate a cell. Returns its row of ``results.csv``."""
     row = learning.measure(name, flags, eval_seeds, folder=FOLDER, runs=RUNS)
-    return {"cell": name, **figures(read_metrics(FOLDER / f"{name}.csv")), **row}
+    return {"cell": name, **figures(curves.read_cells(FOLDER, [name])[name]), **row}
 
 
 def number(row: Mapping[str, object], name: str) -> float:
-    """Of a row of ``results.csv``, as it is in the file or just measured."""
+    """A number in a row of ``results.csv``, read from the file or just measured."""
     return float(str(row[name]))
 
 
 def report(rows: Sequence[dict[str, object]]) -> str:
-    """A table of cells in Markdown."""
+    """A Markdown table of cells."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
     head = ["cell", *short, "mean", "frames", "mean 90 % after", "minutes", "steps/s", "reach while pick-place"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
@@ -171,25 +174,26 @@ def report(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-FINAL = re.compile(r"(?P<schedule>.+)-(?P<length>[^-]+M)-seed(?P<seed>\d+)")
-"""Names of cells that are run on several seeds."""
+FINAL = re.compile(r"(?P<method>.+)-(?P<length>[^-]+M)-seed(?P<seed>\d+)")
+"""Names of cells of the finalists."""
 
 Finals = dict[str, dict[int, dict[str, object]]]
+"""Rows by method and seed."""
 
 
 def finals(rows: Sequence[dict[str, object]]) -> dict[str, Finals]:
-    """What was run on several seeds: by its length, then by schedule, then by seed."""
+    """The rows of the finalists by length."""
     by_length: dict[str, Finals] = {}
     for row in rows:
         if cell := FINAL.fullmatch(str(row["cell"])):
-            by_length.setdefault(cell["length"], {}).setdefault(cell["schedule"], {})[int(cell["seed"])] = row
+            by_length.setdefault(cell["length"], {}).setdefault(cell["method"], {})[int(cell["seed"])] = row
     return by_length
 
 
 def report_finals(groups: Finals) -> str:
-    """A table in Markdown of runs of one length: means, and from the lowest to the highest, of those that got there."""
+    """A Markdown table of the finalists' runs of one length: mean and range of the runs that reached a threshold."""
     short = [name.removesuffix("-v3") for name in learning.TASK_NAMES]
-    head = ["schedule", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
+    head = ["method", "seeds", *short, "mean 90 % after", "all 98 % after", "minutes to 90 %", "steps/s"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     columns = [*(f"eval/{task}/success_rate" for task in learning.TASK_NAMES), TO_MEAN, TO_ALL]
     columns += [MINUTES_TO_MEAN, "steps_per_second"]
@@ -208,22 +212,22 @@ def report_finals(groups: Finals) -> str:
 
 
 FEWEST_PAIRS = 6
-"""All of five pairs being on one side has a probability of 2/32, so that fewer than six tell nothing from chance."""
+"""With five pairs, p is never below 2/32: fewer than six cannot show a difference."""
 
 
 def chance(differences: np.ndarray) -> float:
-    """How probable a mean as far from zero is, or farther, if each difference [N] was as likely to have the other sign.
+    """The p-value of paired differences [N]: how likely so large a mean is if every sign is due to chance.
 
-    The permutation test of pairs (Fisher, The Design of Experiments, 1935, section 21), two-sided; exact up to 16.
+    Two-sided paired permutation test (Fisher, The Design of Experiments, 1935, section 21); exact up to 16 pairs.
     """
     test = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=2**16, rng=0)
     return float(test.pvalue)
 
 
 def report_pairs(groups: Finals, against: str = "uniform") -> str:
-    """A table in Markdown that compares runs of the same length and seeds; empty if there are too few.
+    """A Markdown table that compares runs of the same length and seeds; empty if there are too few.
 
-    A time that was never reached counts as all of the run, which makes for ratios that are too near to one.
+    A threshold that was never reached counts as reached at the end of the run, so that ratios are too close to one.
     """
     lines = []
     for name, group in groups.items():
@@ -244,26 +248,23 @@ def report_pairs(groups: Finals, against: str = "uniform") -> str:
         lines.append(line)
     if not lines:
         return ""
-    sides = "sooner / level / later"
+    sides = "faster / equal / slower"
     head = ["", "pairs", "frames to mean 90 %", sides, "p", "frames to all 98 %", sides, "p"]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *lines])
 
 
 def study(args: Args) -> None:
-    """Measure what is missing, write it down, and report."""
+    """Measure the cells that are missing, and report all."""
     wanted = {} if args.report_only else cells(args)
     FOLDER.mkdir(parents=True, exist_ok=True)
     RUNS.mkdir(parents=True, exist_ok=True)
     results = FOLDER / "results.csv"
-    rows: list[dict[str, object]] = []
-    if results.exists():
-        with results.open() as file:
-            rows = list(csv.DictReader(file))
+    rows = learning.read_results(results)
     for name, flags in wanted.items():
         before = next((row for row in rows if row["cell"] == name), None)
         command = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
         if before is not None and before["command"] != command:
-            raise InputError(f"{name} in {results} is of other flags ({before['command']}): remove its row to redo it")
+            raise InputError(f"{name} in {results} has other flags ({before['command']}): remove its row to redo it")
         if before is not None:
             progress(f"{name} is in {results} already")
             continue
@@ -271,22 +272,23 @@ def study(args: Args) -> None:
         learning.write_results(rows, results)
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
-    rows = [row | figures(read_metrics(FOLDER / f"{row['cell']}.csv")) for row in rows]
+    metrics = curves.read_cells(FOLDER, [str(row["cell"]) for row in rows])
+    rows = [row | figures(metrics[str(row["cell"])]) for row in rows]
     learning.write_results(rows, results)
     print(report(rows))
-    if screened := [row for row in rows if not FINAL.fullmatch(str(row["cell"]))]:
-        plot_runs([FOLDER / f"{row['cell']}.csv" for row in screened], FOLDER / "screening")
+    if screened := [cell for cell in metrics if not FINAL.fullmatch(cell)]:
+        curves.draw(FOLDER, screened, FOLDER / "screening.png")
     for length, groups in finals(rows).items():
         print(f"\n{length} frames:\n\n{report_finals(groups)}")
         if pairs := report_pairs(groups):
             print(f"\n{pairs}")
-        runs = [FOLDER / f"{row['cell']}.csv" for group in groups.values() for row in group.values()]
-        plot_runs(runs, FOLDER / f"finals-{length}")
+        drawn = [str(row["cell"]) for group in groups.values() for row in group.values()]
+        curves.draw(FOLDER, drawn, FOLDER / f"finals-{length}.png")
 
 
 def main() -> int:
     args = tyro.cli(Args)
-    return learning.run_study(lambda: study(args))
+    return run_benchmark(lambda: study(args))
 
 
 if __name__ == "__main__":

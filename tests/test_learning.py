@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import curves
 import learning
+import numpy as np
 import pytest
 
-from mtrl_vec.checkpoint import load_checkpoint, save_checkpoint
-from mtrl_vec.cli import parse_train
-from mtrl_vec.plotting import read_metrics
+from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.curves import read_metrics
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
+from mtrl_vec.train.resolve import resolve
+
+
+def resolved(flags: Sequence[str]) -> TrainConfig:
+    """The settings that a run with these flags writes down."""
+    return resolve(parse_train(flags))
 
 
 def write_metrics(path: Path, successes: list[float], frames: int = 100) -> None:
@@ -32,17 +42,35 @@ def test_frames_and_minutes_until_a_success_rate_was_first_reached(tmp_path) -> 
     )
 
 
-def test_only_a_whole_run_with_the_same_settings_counts_as_trained(tmp_path) -> None:
-    flags = ["--seed", "1", "--total-frames", "250"]
-    assert not learning.is_trained(tmp_path, flags)
-    (tmp_path / "config.json").write_text(json.dumps(parse_train([*flags, f"--run-dir={tmp_path}"]).to_dict()))
+def test_only_a_finished_run_with_the_same_settings_counts_as_trained(tmp_path) -> None:
+    wanted = resolved(["--seed", "1", "--total-frames", "250"])
+    assert not learning.is_trained(tmp_path, wanted)
+    (tmp_path / "config.json").write_text(json.dumps(wanted.replace(run_dir=tmp_path).to_dict()))
     write_metrics(tmp_path / "metrics.csv", [0.1, 0.2])
-    assert not learning.is_trained(tmp_path, flags)
+    assert not learning.is_trained(tmp_path, wanted)
     write_metrics(tmp_path / "metrics.csv", [0.1, 0.2, 0.3])
-    assert learning.is_trained(tmp_path, flags)
-    assert not learning.is_trained(tmp_path, ["--seed", "2", "--total-frames", "250"])
-    (tmp_path / "config.json").write_text("{")
-    assert not learning.is_trained(tmp_path, flags)
+    assert learning.is_trained(tmp_path, wanted)
+    assert not learning.is_trained(tmp_path, wanted.replace(seed=2))
+    assert learning.is_trained(tmp_path, wanted.replace(num_workers=7, eval_interval=1000))
+    for content in ("{", "[]", '{"seed": 1, "total_frames": 250}'):  # the last one of version 1
+        (tmp_path / "config.json").write_text(content)
+        assert not learning.is_trained(tmp_path, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"run_dir": Path("elsewhere"), "num_workers": 7, "eval_interval": 0, "quiet": True}, True),
+        ({"precision": "bf16"}, False),
+        ({"total_frames": 250}, False),
+        ({"lr": 0.1}, False),
+        ({"seed": 2}, False),
+        ({"sampling": "meta"}, False),
+    ],
+)
+def test_runs_are_the_same_if_they_learn_the_same_for_as_long(changes, same) -> None:
+    config = resolved(["--seed", "1"])
+    assert learning.is_same_run(config.replace(**changes), config) is same
 
 
 @pytest.fixture
@@ -50,7 +78,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "FOLDER", tmp_path)
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(learning, "plot_runs", lambda runs, out: [])
+    monkeypatch.setattr(curves, "draw", lambda folder, cells, out: None)
     return tmp_path
 
 
@@ -95,9 +123,9 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
         if command == "train":
             run_dir = Path(arguments[-1])
             run_dir.mkdir(parents=True)
-            config = parse_train(arguments)
+            config = resolved(arguments)
             (run_dir / "config.json").write_text(json.dumps(config.to_dict()))
-            write_metrics(run_dir / "metrics.csv", [0.5, 0.95, 0.96], frames=-(-config.total_frames // 3))
+            write_metrics(run_dir / "metrics.csv", [0.5, 0.95, 0.96], frames=-(-config.runtime.total_frames // 3))
             save_checkpoint(run_dir / "best.pt", {"frames": 123, "policy": {}})
         else:
             if len(ran) == 2:
@@ -108,50 +136,70 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
             Path(arguments[-1]).write_text(json.dumps([scores]))
 
     monkeypatch.setattr(learning, "run", run)
-    monkeypatch.setattr(learning.mtrl_vec, "__file__", str(folders / "package" / "__init__.py"))
-    (folders / "package").mkdir()
+    package = folders / "package"
+    package.mkdir()
+    monkeypatch.setattr(learning, "PACKAGE", package)
     arguments = ["learning.py", "--seeds", "5", "--eval-seeds", "40", "60"]
     monkeypatch.setattr("sys.argv", arguments)
     assert learning.main() == 130
     assert learning.main() == 0
     assert ran == ["train", "eval", "eval"]
+    kept = curves.read(folders)["seed5"]
+    metrics = read_metrics(folders / "runs" / "seed5" / "metrics.csv")
+    assert kept.keys() == metrics.keys()
+    np.testing.assert_array_equal(kept["frames"], metrics["frames"])
     monkeypatch.setattr("sys.argv", [*arguments, "--ship", "seed5"])
     assert learning.main() == 0
-    provenance = json.loads((folders / "package" / "pretrained.json").read_text())
+    provenance = json.loads((package / "pretrained.json").read_text())
     assert provenance["eval/push-v3/success_rate"] == "0.5"
     assert provenance["push-v3/minutes_to_0.9"] == "3.0"
     assert provenance["command"] == "python -m mtrl_vec train --seed 5"
-    assert load_checkpoint(folders / "package" / "pretrained.pt")["frames"] == 123
+    assert load_checkpoint(package / "pretrained.pt")["frames"] == 123
     save_checkpoint(folders / "runs" / "seed5" / "best.pt", {"frames": 124, "policy": {}})
     assert learning.main() == 2
-    assert load_checkpoint(folders / "package" / "pretrained.pt")["frames"] == 123
+    assert load_checkpoint(package / "pretrained.pt")["frames"] == 123
 
 
-def test_interrupted_training_goes_on_and_with_other_settings_starts_anew(tmp_path, monkeypatch) -> None:
+def test_the_pretrained_policy_is_in_the_package() -> None:
+    assert (learning.PACKAGE / "pretrained.pt").is_file() and (learning.PACKAGE / "pretrained.json").is_file()
+
+
+def test_interrupted_training_is_resumed_and_with_other_settings_starts_anew(tmp_path, monkeypatch) -> None:
     ran = []
     monkeypatch.setattr(learning, "run", lambda *arguments: ran.append(arguments))
     run_dir = tmp_path / "seed1"
     learning.train(run_dir, ["--seed", "1"])
     assert ran.pop() == ("train", "--seed", "1", "--run-dir", str(run_dir))
     run_dir.mkdir()
-    config = parse_train(["--seed", "1", "--run-dir", str(run_dir)])
-    save_checkpoint(run_dir / "checkpoint-5.pt", {"config": config.to_dict()})
+    state = {"config": resolved(["--seed", "1"]).to_dict(), "rollouts": {}}
+    save_checkpoint(run_dir / "checkpoint-5.pt", state)
     learning.train(run_dir, ["--seed", "1"])
     assert ran.pop() == ("train", "--resume", str(run_dir))
     learning.train(run_dir, ["--seed", "1", "--lr", "0.1"])
     assert ran.pop() == ("train", "--seed", "1", "--lr", "0.1", "--run-dir", str(run_dir))
     assert not run_dir.exists() and len(list(tmp_path.glob("seed1-until-*/checkpoint-5.pt"))) == 1
+    run_dir.mkdir()
+    save_checkpoint(run_dir / "checkpoint-5.pt", {"config": state["config"]})  # a policy, but no run
+    assert not learning.is_resumable(run_dir, resolved(["--seed", "1"]))
+
+
+def flat(config: TrainConfig) -> dict[str, object]:
+    """The settings of all groups by name."""
+    found: dict[str, object] = {}
+    for name, value in config.to_dict().items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def test_the_ablation_changes_one_thing_at_a_time() -> None:
     """Every cell is a valid configuration that differs from the reference by what its name says."""
     cells = learning.cells(learning.Args(seeds=(1,), ablation=True, variants=True))
-    configs = {name: parse_train(flags) for name, flags in cells.items()}
-    reference = configs["seed1"].to_dict()
-    changed = {name: {k for k, v in config.to_dict().items() if v != reference[k]} for name, config in configs.items()}
+    settings = {name: flat(parse_train(flags)) for name, flags in cells.items()}
+    reference = settings["seed1"]
+    changed = {name: {k for k, v in values.items() if v != reference[k]} for name, values in settings.items()}
     assert changed.pop("seed1") == set()
     assert len(changed.pop("tutorial")) > 10
-    assert changed.pop("gpu-preset") == {"num_envs", "total_frames", "eval_interval", "device"}
+    assert changed.pop("gpu-preset") == {"num_envs", "total_frames", "eval_interval", "device", "cuda_graphs"}
     assert changed.pop("bf16-seed2") == changed.pop("bf16-seed3") == {"seed", "precision"}
     assert len(changed) == 10
     assert all(len(fields) == 1 for fields in changed.values()), changed

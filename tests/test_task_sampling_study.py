@@ -1,4 +1,4 @@
-"""The study of schedules: what it reads from runs, what it skips and goes on with, and what it refuses."""
+"""The study of task sampling: what it reads from runs, what it skips and goes on with, and what it refuses."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import json
 import math
 from pathlib import Path
 
+import curves
 import learning
 import numpy as np
 import pytest
-import schedule_cost
-import schedules
+import task_sampling
+import task_sampling_cost
 
-from mtrl_vec.checkpoint import save_checkpoint
-from mtrl_vec.cli import parse_train
+from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.errors import InputError
+from mtrl_vec.policy.checkpoint import save_checkpoint
+from mtrl_vec.train.resolve import resolve
 
 REACH, PUSH, PICK_PLACE = learning.TASK_NAMES
 
 
-def metrics_of(reach: list[float], others: list[float], share: list[float]) -> dict[str, np.ndarray]:
+def metrics_of(reach: list[float], others: list[float], fraction: list[float]) -> dict[str, np.ndarray]:
     """Metrics of a run: success of reach and of the others, and how much of the frames pick-place has.
 
     Push has a tenth, reach the rest of them; and reach is evaluated once, third, with success on 65 %.
@@ -27,42 +29,45 @@ def metrics_of(reach: list[float], others: list[float], share: list[float]) -> d
     rows = np.arange(1, len(reach) + 1)
     success = {f"train/{task}/success_rate": np.array(others) for task in (PUSH, PICK_PLACE)}
     columns = {"frames": 100 * rows, "time/elapsed": 90.0 * rows, "time/sps": 10.0 * rows**2}
-    shares = {f"train/{PICK_PLACE}/share": np.array(share), f"train/{PUSH}/share": np.full(len(rows), 0.1)}
-    shares[f"train/{REACH}/share"] = (0.9 - np.array(share)).round(6)
-    shares[f"eval/{REACH}/success_rate"] = np.where(rows == 3, 0.65, np.nan)
-    return columns | success | shares | {f"train/{REACH}/success_rate": np.array(reach)}
+    rest = {
+        f"train/{PICK_PLACE}/frame_fraction": np.array(fraction),
+        f"train/{PUSH}/frame_fraction": np.full(len(rows), 0.1),
+        f"train/{REACH}/frame_fraction": (0.9 - np.array(fraction)).round(6),
+        f"eval/{REACH}/success_rate": np.where(rows == 3, 0.65, np.nan),
+    }
+    return columns | success | rest | {f"train/{REACH}/success_rate": np.array(reach)}
 
 
 def test_figures_by_hand() -> None:
     metrics = metrics_of(
         [math.nan, 0.5, 0.9, 0.8, 0.6, 0.7], [0.0, 0.9, 0.9, 0.95, 1, 1], [0.3, 0.3, 0.5, 0.6, 0.85, 0.4]
     )
-    assert schedules.first_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
-    assert all(math.isnan(value) for value in schedules.first_success(metrics, 0.95))
-    assert schedules.first_success(metrics, 0.6, np.min) == (300, 4.5)  # the lower one: -, 0.5, 0.9
-    assert schedules.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
+    assert task_sampling.first_success(metrics, 0.9) == (300, 4.5)  # 0.9, 0.9, 0.9
+    assert all(math.isnan(value) for value in task_sampling.first_success(metrics, 0.95))
+    assert task_sampling.first_success(metrics, 0.6, np.min) == (300, 4.5)  # the lower one: -, 0.5, 0.9
+    assert task_sampling.steps_per_second(metrics) == 125.0  # of 10, 40, 90, 160, 250, 360
     # Once reach was at 0.9, pick-place had most of the frames twice.
-    assert schedules.forgetting(metrics, REACH, PICK_PLACE) == 0.6
-    # Not practised at all, its rate in training says nothing; and the evaluation does.
+    assert task_sampling.forgetting(metrics, REACH, PICK_PLACE) == 0.6
+    # Not sampled at all, its rate in training says nothing; and the evaluation does.
     unseen = metrics_of([0.9, 0.9, 0.5, 1], [0, 0, 0, 1], [0, 0.9, 0.9, 0.9])
-    assert schedules.forgetting(unseen, REACH, PICK_PLACE) == 0.65
-    assert math.isnan(schedules.first_success(unseen, 0.9)[0])
+    assert task_sampling.forgetting(unseen, REACH, PICK_PLACE) == 0.65
+    assert math.isnan(task_sampling.first_success(unseen, 0.9)[0])
     again = metrics_of([1.0] * 12, [1.0] * 12, [0.0, *[0.3] * 11])
-    assert schedules.first_success(again, 0.9) == (1100, 16.5)  # after ten with all tasks
-    assert math.isnan(schedules.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
-    assert math.isnan(schedules.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
+    assert task_sampling.first_success(again, 0.9) == (1100, 16.5)  # after ten with all tasks
+    assert math.isnan(task_sampling.forgetting(metrics_of([0.5, 0.5], [0, 0], [1, 1]), REACH, PICK_PLACE))
+    assert math.isnan(task_sampling.forgetting(metrics_of([1, 0.5], [0, 0], [0.3, 0.3]), REACH, PICK_PLACE))
 
 
 def test_screening_first_and_finals_by_seed() -> None:
-    cells = schedules.cells(
-        schedules.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7_500_000)
+    cells = task_sampling.cells(
+        task_sampling.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7_500_000)
     )
     assert list(cells) == ["uniform", "meta", *(f"{n}-7.5M-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
-    assert cells["meta"] == ["--schedule", "meta", "--seed", "1", "--total-frames", "2000000"]
-    assert cells["pcgrad-7.5M-seed3"] == ["--balance", "pcgrad", "--seed", "3", "--total-frames", "7500000"]
-    (groups,) = schedules.finals([{"cell": name} for name in cells]).values()
+    assert cells["meta"] == ["--task-sampling", "meta", "--seed", "1", "--total-frames", "2000000"]
+    assert cells["pcgrad-7.5M-seed3"] == ["--gradient-method", "pcgrad", "--seed", "3", "--total-frames", "7500000"]
+    (groups,) = task_sampling.finals([{"cell": name} for name in cells]).values()
     assert {name: list(group) for name, group in groups.items()} == {"uniform": [1, 2, 3], "pcgrad": [1, 2, 3]}
-    assert list(schedules.cells(schedules.Args())) == list(schedules.SCHEDULES)
+    assert list(task_sampling.cells(task_sampling.Args())) == list(task_sampling.METHODS)
 
 
 def test_finals_by_hand() -> None:
@@ -76,9 +81,9 @@ def test_finals_by_hand() -> None:
             "steps_per_second": str(frames / 100),
         }
         rows.append({"cell": f"meta-5M-seed{seed}", **success, **times})
-    finals = schedules.finals([{"cell": "meta"}, *rows, {"cell": "meta-1M-seed1"}])
+    finals = task_sampling.finals([{"cell": "meta"}, *rows, {"cell": "meta-1M-seed1"}])
     assert list(finals) == ["5M", "1M"]
-    lines = schedules.report_finals(finals["5M"]).splitlines()
+    lines = task_sampling.report_finals(finals["5M"]).splitlines()
     success = "0.960 (0.960 to 0.960)"
     expected = [
         "meta",
@@ -98,7 +103,7 @@ def test_finals_that_got_nowhere() -> None:
     rest = success | {"minutes_to_mean_0.9": "nan", "steps_per_second": "9"}
     rows = [rest | final(400_000, math.nan) | {"cell": "meta-1M-seed1"}]
     rows += [rest | final(math.nan, math.nan) | {"cell": "meta-1M-seed2"}]
-    line = schedules.report_finals(schedules.finals(rows)["1M"]).splitlines()[-1]
+    line = task_sampling.report_finals(task_sampling.finals(rows)["1M"]).splitlines()[-1]
     assert "| 0.40M (0.40 to 0.40, 1 of 2) | never | never | 9 (9 to 9) |" in line
 
 
@@ -112,20 +117,20 @@ def test_pairs_by_hand() -> None:
     twice_as_fast[5] = final(800, math.nan)  # never, so not before 1,000
     two_seeds = {seed: final(200, 200) for seed in (1, 2)}
     groups = {"meta": twice_as_fast, "uniform": uniform, "popart": two_seeds}
-    (line,) = schedules.report_pairs(groups).splitlines()[2:]
+    (line,) = task_sampling.report_pairs(groups).splitlines()[2:]
     # 2^(-5/6 + 1/6), and 2^(1/6). Of 64 ways to choose the signs of six equal logarithms, those with at most one that
     # differs from the rest have as large a mean; a single one that is not zero has it always.
     to_mean = ["0.63 (0.50 to 2.00)", "5 / 0 / 1", f"{(2 + 12) / 64:.3f}"]
     to_all = ["1.12 (1.00 to 2.00, 1 never)", "0 / 5 / 1", "1.000"]
     assert line == f"| {' | '.join(['meta / uniform', '6', *to_mean, *to_all])} |"
-    assert schedules.report_pairs({"uniform": uniform, "popart": two_seeds}) == ""
-    assert schedules.report_pairs({"meta": twice_as_fast}) == ""
+    assert task_sampling.report_pairs({"uniform": uniform, "popart": two_seeds}) == ""
+    assert task_sampling.report_pairs({"meta": twice_as_fast}) == ""
 
 
 def test_chance_by_hand() -> None:
-    assert schedules.chance(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
+    assert task_sampling.chance(np.array([1.0, 2.0, 3.0])) == 2 / 8  # all plus or all minus
     # The sum is 4. Of the eight sums, 6 and 4 and their opposites are as far from zero.
-    assert schedules.chance(np.array([-1.0, 2.0, 3.0])) == 4 / 8
+    assert task_sampling.chance(np.array([-1.0, 2.0, 3.0])) == 4 / 8
 
 
 @pytest.fixture
@@ -143,9 +148,9 @@ def ran(tmp_path, monkeypatch) -> list[tuple[str, ...]]:
         run_dir = Path(arguments[-1])
         if arguments[0] != "--resume":
             run_dir.mkdir(parents=True)
-            config = parse_train(arguments).to_dict()
+            config = resolve(parse_train(arguments)).to_dict()
             (run_dir / "config.json").write_text(json.dumps(config))
-            save_checkpoint(run_dir / "checkpoint-1.pt", {"config": config})
+            save_checkpoint(run_dir / "checkpoint-1.pt", {"config": config, "rollouts": {}})
             if len(commands) == 3:
                 raise KeyboardInterrupt
         metrics = metrics_of([0.5, 0.95], [0.8, 0.97], [0.3, 0.3]) | {"time/evaluate": np.ones(2)}
@@ -155,20 +160,20 @@ def ran(tmp_path, monkeypatch) -> list[tuple[str, ...]]:
         save_checkpoint(run_dir / "best.pt", {"frames": 123, "policy": {}})
 
     monkeypatch.setattr(learning, "run", run)
-    monkeypatch.setattr(schedules, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(schedules, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(schedules, "plot_runs", lambda runs, out: [])
+    monkeypatch.setattr(task_sampling, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(task_sampling, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(curves, "draw", lambda folder, cells, out: None)
     return commands
 
 
 def study(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["schedules.py", *arguments])
-    return schedules.main()
+    monkeypatch.setattr("sys.argv", ["task_sampling.py", *arguments])
+    return task_sampling.main()
 
 
 def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path, monkeypatch, capsys) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(schedules, "plot_runs", lambda runs, out: drawn.append(out.name))
+    monkeypatch.setattr(curves, "draw", lambda folder, cells, out: drawn.append((out.name, *cells)))
     assert study(monkeypatch, "--only", "uniform", "progress") == 130
     cells = [line.split(",")[0] for line in (tmp_path / "results" / "results.csv").read_text().splitlines()]
     assert cells == ["cell", "uniform"]
@@ -178,7 +183,7 @@ def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path
     assert [command[:3] for command in ran] == [
         ("train", "--seed", "1"),
         ("eval", str(tmp_path / "runs" / "uniform"), "--seeds"),
-        ("train", "--schedule", "progress"),
+        ("train", "--task-sampling", "progress"),
         ("train", "--resume", progress),
         ("eval", progress, "--seeds"),
     ]
@@ -189,17 +194,19 @@ def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path
     assert capsys.readouterr().out == table and len(ran) == 5
     assert study(monkeypatch, "--only", "uniform", "--finalists", "meta", "--final-seeds", "7") == 0
     assert [command[:5] for command in ran[5:]] == [
-        ("train", "--schedule", "meta", "--seed", "7"),
+        ("train", "--task-sampling", "meta", "--seed", "7"),
         ("eval", str(tmp_path / "runs" / "meta-5M-seed7"), "--seeds", "100", "200"),
     ]
-    assert capsys.readouterr().out.startswith(table) and drawn[-2:] == ["screening", "finals-5M"]
+    assert capsys.readouterr().out.startswith(table)
+    assert drawn[-2:] == [("screening.png", "uniform", "progress"), ("finals-5M.png", "meta-5M-seed7")]
+    assert list(curves.read(tmp_path / "results")) == ["uniform", "progress", "meta-5M-seed7"]
 
 
 def test_what_is_refused(ran, monkeypatch, capsys) -> None:
     for arguments, message in {
         ("--report-only",): "nothing has been measured yet",
-        ("--only", "best"): "unknown schedule 'best': known are uniform, random",
-        ("--finalists", "best"): "unknown schedule 'best'",
+        ("--only", "best"): "unknown method 'best': known are uniform, random",
+        ("--finalists", "best"): "unknown method 'best'",
         ("--finalists", "meta", "--final-seeds"): "final_seeds is empty",
         ("--finalists", "meta", "--final-seeds", "-1"): "seed is -1",
         ("--finalists", "meta", "--final-frames", "0"): "total_frames is 0",
@@ -209,14 +216,14 @@ def test_what_is_refused(ran, monkeypatch, capsys) -> None:
         assert err.startswith(f"error: {message}") and err.count("\n") == 1
     assert study(monkeypatch, "--only", "uniform") == 0
     assert study(monkeypatch, "--only", "uniform", "--screen-frames", "3000000") == 2
-    assert "is of other flags" in capsys.readouterr().err
+    assert "has other flags" in capsys.readouterr().err
 
 
-def test_costs_are_ratios_to_the_uniform_schedule() -> None:
-    small = "--num-envs 6 --num-workers 1 --num-steps 8 --num-epochs 1 --num-minibatches 2 --total-frames 9600"
-    results = schedule_cost.measure(schedule_cost.Args(rounds=1, only=("meta", "cagrad"), flags=small))
+def test_costs_are_ratios_to_uniform_sampling() -> None:
+    small = "--num-envs 6 --num-workers 1 --num-steps 8 --num-epochs 1 --num-minibatches 2"
+    results = task_sampling_cost.measure(task_sampling_cost.Args(rounds=1, only=("meta", "cagrad"), flags=small))
     assert results["ratio/uniform"] == results["update_ratio/uniform"] == 1
-    table = schedule_cost.report(results).splitlines()
+    table = task_sampling_cost.report(results).splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| uniform", "| uniform, again", "| meta", "| cagrad"]
     for name in ("meta", "cagrad"):
         assert results[f"ratio/{name}"] == pytest.approx(results[f"seconds/{name}"] / results["seconds/uniform"])
@@ -226,10 +233,10 @@ def test_costs_are_ratios_to_the_uniform_schedule() -> None:
     ("changes", "message"),
     [
         ({"rounds": 0}, "rounds is 0"),
-        ({"only": ("best",)}, "unknown schedule 'best'"),
+        ({"only": ("best",)}, "unknown method 'best'"),
         ({"json": Path("no/x")}, "folder"),
     ],
 )
 def test_costs_of_bad_input(changes, message) -> None:
     with pytest.raises(InputError, match=message):
-        schedule_cost.measure(schedule_cost.Args(**changes))
+        task_sampling_cost.measure(task_sampling_cost.Args(**changes))
