@@ -1,4 +1,4 @@
-"""Shared settings of the tests."""
+"""Settings of all tests."""
 
 from __future__ import annotations
 
@@ -9,27 +9,8 @@ import psutil
 import pytest
 import torch
 
-from mtrl_vec.config import TrainConfig
-
 # Two cores at most, and simulators beside the learner: one thread is the fastest and the most reproducible.
 torch.set_num_threads(1)
-
-TINY = {
-    "num_envs": 12,
-    "num_steps": 16,
-    "num_minibatches": 2,
-    "num_epochs": 2,
-    "torso": (32, 32),
-    "head": 16,
-    "eval_interval": 0,
-    "quiet": True,
-    "device": "cpu",
-}
-"""A training run of seconds."""
-
-
-def tiny_config(**changes: object) -> TrainConfig:
-    return TrainConfig(**(TINY | {"total_frames": 12 * 16} | changes))
 
 
 @pytest.fixture(autouse=True)

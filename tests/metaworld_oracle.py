@@ -10,7 +10,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as MetaWorldTask
 
-from mtrl_vec.tasks import TASKS
+from mtrl_vec.tasks.suite import TASKS
 
 
 def make_env(task_name: str) -> SawyerXYZEnv:

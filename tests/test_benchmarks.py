@@ -10,7 +10,7 @@ import routing
 import torch
 
 from mtrl_vec.errors import InputError
-from mtrl_vec.policy import TaskHeads
+from mtrl_vec.policy.routing import TaskHeads
 
 
 def test_gathered_weights_equal_the_policys_own_routing() -> None:

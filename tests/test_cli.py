@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from soak import shared_memory
+from helpers import SMALL
+from processes import (
+    left,
+    rows_of,
+    shared_memory_of,
+    start_training,
+    start_workers,
+    still_running,
+    workers_of,
+)
 
-from mtrl_vec.checkpoint import load_checkpoint
-from mtrl_vec.cli import main
+from mtrl_vec.commands.arguments import RENAMED, parse_train
+from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.stage import choose_gl
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError
-from mtrl_vec.video import choose_gl
-
-SIZES = {
-    "num-envs": 12,
-    "num-steps": 16,
-    "num-minibatches": 2,
-    "num-epochs": 2,
-    "head": 16,
-    "eval-interval": 0,
-}
-SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for name, value in SIZES.items())]
+from mtrl_vec.policy.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -41,18 +36,17 @@ SMALL = ["--device", "cpu", "--torso", "32", "32", *(f"--{name}={value}" for nam
         (["--tasks", "push", "push-v3"], "task 'push-v3' is given twice"),
         (["--total-frames", "0"], "total_frames is 0: it must be positive"),
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
-        (["--num-envs", "100"], "num_envs is 100: it must be a multiple of 3"),
         (["--num-workers", "0"], "num_workers is 0: it must be positive"),
-        (["--num-workers", "7"], "num_envs is 360: it must be a multiple of 21"),
-        (["--num-minibatches", "7"], "num_minibatches is 7: it must divide the 11520 frames"),
+        (["--num-minibatches", "0"], "num_minibatches is 0: it must be positive"),
+        (["--num-minibatches", "11521"], "num_minibatches is 11521: it must be at most the 11520 frames of a rollout"),
         (["--gamma", "1.5"], "gamma is 1.5: it must be between 0 and 1"),
         (["--lr", "0"], "lr is 0.0: it must be positive"),
         (["--lr", "inf"], "lr is inf: it must be finite"),
         (["--goals-seed", "-1"], "goals_seed is -1: it must be between 0 and 4294967295"),
-        (["--seed", "18446744073709551616"], "seed is 18446744073709551616: it must be between 0 and"),
+        (["--seed", "18446744073709551616"], "seed is 18446744073709551616: it must be between 0 and 4294967295"),
         (["--eval-interval", "-1"], "eval_interval is -1: it must not be negative"),
         (["--eval-episodes", "0"], "eval_episodes is 0: it must be positive"),
-        (["--preset", "best"], "unknown preset 'best': known presets are cpu, gpu, tutorial"),
+        (["--preset", "best"], "invalid choice 'best' for argument '--preset'. Expected one of ('cpu', 'gpu', 'tut"),
     ],
 )
 def test_bad_settings_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch) -> None:
@@ -61,6 +55,41 @@ def test_bad_settings_are_one_line_and_exit_code_2(arguments, message, capsys, t
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--schedule", "--schedule is now called --task-sampling"),
+        ("--share-floor", "--share-floor is now called --min-task-prob (with difficulty: --min-task-weight)"),
+        ("--balance", "--balance is now called --gradient-method"),
+        ("--relative-inputs", "--relative-inputs is now called --relative-features"),
+        ("--no-relative-inputs", "--no-relative-inputs is now called --no-relative-features"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "profile"])
+@pytest.mark.parametrize("spelling", ["{} x", "{}=x", "--num-envs 12 {}"])
+def test_flags_of_earlier_versions_name_the_ones_of_today(flag, message, command, spelling, capsys, tmp_path) -> None:
+    new = message.split(" is now called ")[1]
+    for old in {flag, flag.replace("-", "_").replace("__", "--", 1)}:
+        assert main([command, *spelling.format(old).split(), "--run-dir", str(tmp_path / "run")]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "run").exists()
+    for name in re.findall(r"--[a-z-]+", new):  # and there they are
+        assert main([command, name, "no such value", "again"]) == 2
+        assert f"Unrecognized options: {name}" not in capsys.readouterr().err
+
+
+def test_every_renamed_flag_is_tested() -> None:
+    test = test_flags_of_earlier_versions_name_the_ones_of_today
+    (tested,) = (mark.args[1] for mark in test.pytestmark if mark.args[0] == ("flag", "message"))
+    assert {flag: message.split(" is now called ")[1] for flag, message in tested} == RENAMED
+
+
+@pytest.mark.parametrize("flags", [["--num-envs", "100"], ["--num-workers", "7"], ["--num-minibatches", "7"]])
+def test_numbers_need_not_divide_each_other(flags) -> None:
+    config = parse_train(flags)
+    assert config.minibatch_size * config.learner.num_minibatches <= config.frames_per_batch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -96,35 +125,51 @@ def test_overwrite_replaces_a_run(tmp_path) -> None:
     run.mkdir()
     (run / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
     (run / "checkpoint-99.pt").write_text("old")
-    (run / "checkpoint-98.tmp").write_text("older, and torn")
+    for torn in ("checkpoint-98.pt.tmp", "config.json.tmp", "metrics.csv.tmp", "best.pt.tmp"):
+        (run / torn).write_text("torn")
+    (run / "checkpoint-97.damaged").write_text("older")
     arguments = ["train", *SMALL, "--run-dir", str(run), "--overwrite", "--total-frames", "192", "--quiet"]
     assert main(arguments) == 0
     assert load_checkpoint(run)["frames"] == 192 and not list(run.glob("checkpoint-9*"))
-    assert json.loads((run / "config.json").read_text())["total_frames"] == 192
+    assert json.loads((run / "config.json").read_text())["runtime"]["total_frames"] == 192
+    assert not list(run.glob("*.tmp"))
 
 
 def test_bad_checkpoints(capsys, tmp_path) -> None:
-    garbage, foreign, torn = tmp_path / "garbage.pt", tmp_path / "foreign.pt", tmp_path / "torn.pt"
+    today = {"format": "mtrl_vec checkpoint", "version": 2, "config": TrainConfig().to_dict()}
+    contents = {
+        "foreign": {"state_dict": {}},
+        "torn": today | {"x": torch.zeros(9999)},
+        "other": today | {"policy": {}, "frames": 1},
+        "odd": today | {"config": None},
+        "newer": today | {"version": 3},
+        "unnumbered": today | {"version": "2"},
+        "old and odd": {"format": "mtrl_vec checkpoint 1", "config": None},
+        "old and foreign": {"format": "mtrl_vec checkpoint 0", "config": None},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+    garbage, torn = tmp_path / "garbage.pt", tmp_path / "torn.pt"
     garbage.write_bytes(b"not a checkpoint")
-    torch.save({"state_dict": {}}, foreign)
-    torch.save({"format": "mtrl_vec checkpoint 1", "config": TrainConfig().to_dict(), "x": torch.zeros(9999)}, torn)
-    other = tmp_path / "other.pt"
-    torch.save({"format": "mtrl_vec checkpoint 1", "config": TrainConfig().to_dict(), "policy": {}}, other)
     torn.write_bytes(torn.read_bytes()[:2000])
-    odd = tmp_path / "odd.pt"
-    torch.save({"format": "mtrl_vec checkpoint 1", "config": None}, odd)
-    for path, message in [
-        (tmp_path / "missing.pt", "no checkpoint at"),
-        (tmp_path, "no checkpoint at"),
-        (garbage, "not a readable checkpoint"),
-        (torn, "not a readable checkpoint"),
-        (foreign, "not a checkpoint of this package"),
-        (other, "does not fit this version"),
-        (odd, "does not fit this version"),
+    for name, message in [
+        ("missing", "no checkpoint at"),
+        ("garbage", "not a readable checkpoint"),
+        ("torn", "not a readable checkpoint"),
+        ("foreign", "not a checkpoint of this package"),
+        ("unnumbered", "not a checkpoint of this package"),
+        ("old and foreign", "not a checkpoint of this package"),
+        ("other", "does not fit this version"),
+        ("odd", "does not fit this version"),
+        ("old and odd", "does not fit this version"),
+        ("newer", "does not fit this version of mtrl_vec (it has version 3 of the format, and this package reads up"),
     ]:
-        assert main(["eval", str(path)]) == 2, path
+        assert main(["eval", str(tmp_path / f"{name}.pt")]) == 2, name
         err = capsys.readouterr().err
-        assert message in err and err.count("\n") == 1
+        assert message in err and err.count("\n") == 1, name
+    assert main(["eval", str(tmp_path)]) == 2  # a folder without checkpoints
+    err = capsys.readouterr().err
+    assert "no checkpoint at" in err and err.count("\n") == 1
 
 
 def test_a_checkpoint_cannot_execute_code(capsys, tmp_path) -> None:
@@ -132,10 +177,11 @@ def test_a_checkpoint_cannot_execute_code(capsys, tmp_path) -> None:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
 
-    torch.save({"format": "mtrl_vec checkpoint 1", "config": Bomb()}, tmp_path / "bomb.pt")
-    assert main(["eval", str(tmp_path / "bomb.pt")]) == 2
-    assert not (tmp_path / "executed").exists()
-    assert capsys.readouterr().err.count("\n") == 1
+    for version in ({"format": "mtrl_vec checkpoint", "version": 2}, {"format": "mtrl_vec checkpoint 1"}):
+        torch.save(version | {"config": Bomb()}, tmp_path / "bomb.pt")
+        assert main(["eval", str(tmp_path / "bomb.pt")]) == 2
+        assert not (tmp_path / "executed").exists()
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_folders_that_cannot_be_written(capsys, tmp_path) -> None:
@@ -149,90 +195,16 @@ def test_folders_that_cannot_be_written(capsys, tmp_path) -> None:
 
 
 def test_unknown_command_and_usage(capsys) -> None:
-    assert main(["fly"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: unknown command 'fly': known commands are train, eval, plot, video, profile\n"
-    )
-    assert main(["--help"]) == 0
-    assert "python -m mtrl_vec train" in capsys.readouterr().out
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end within some seconds after the process that started them."""
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-
-def workers_of(processes: list[psutil.Process]) -> list[int]:
-    """The simulators: children of the one that they are copies of."""
-    about = {}
-    for process in processes:
-        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-            about[process.pid] = process.ppid(), "forkserver" in " ".join(process.cmdline())
-    return [pid for pid, (parent, _) in about.items() if about.get(parent, (0, False))[1]]
-
-
-def shared_memory_of(processes: list[psutil.Process]) -> set[Path]:
-    """Files in /dev/shm that they have mapped: semaphores, as all else there loses its name at once.
-
-    Not all that is in there: other processes on the machine may come and go meanwhile.
-    """
-    if not Path("/dev/shm").exists():
-        return set()
-    found = {Path(path) for path in shared_memory(processes)}
-    assert found
-    return found
-
-
-def left(files: set[Path]) -> set[Path]:
-    return {path for path in files if path.exists()}
-
-
-def at_ctrl_c() -> None:
-    """As in a terminal, also where the tests run in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Until something has come of a process, which leads a group of its own; fails if it ends before, or takes long."""
-    deadline = time.monotonic() + 180
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"the run took too long or ended: {process.stderr.read()}")
-        time.sleep(0.01)
-
-
-def rows_of(run: Path) -> int:
-    """Iterations that its metrics tell of."""
-    path = run / "metrics.csv"
-    return path.read_text().count("\n") - 1 if path.exists() else 0
-
-
-def start_training(run: Path, *flags: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """A long run in a process group of its own, some iterations in; and all of its processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "mtrl_vec",
-        "train",
-        *SMALL,
-        "--num-workers",
-        "2",
-        "--run-dir",
-        str(run),
-        "--quiet",
-        *flags,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=at_ctrl_c)
-    wait_for(lambda: rows_of(run) >= 3, process)
-    return process, descendants(process.pid)
+    for arguments in (["fly"], ["fly", "--help"], []):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and "".join(arguments[:1]) in err
+        assert all(command in err for command in ("train", "eval", "plot", "video", "profile"))
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert "python -m mtrl_vec" in out and all(command in out for command in ("train", "eval", "plot", "video"))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -251,18 +223,8 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert not left(shared)
     # metrics.csv and checkpoint tell of the same number of whole iterations, unless it came between the two.
     rows = rows_of(tmp_path / "run")
-    assert rows >= 3 and content["iteration"] - rows in (-1, 0)
-    assert content["frames"] == content["iteration"] * 192
-
-
-def start_workers(run: Path, count: int, *flags: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """A run whose workers start, far from the end of its first iteration, in a group of its own; all its processes."""
-    command = [sys.executable, "-u", "-m", "mtrl_vec", "train", *SMALL, "--num-steps", "8192", "--run-dir", str(run)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, *flags], **pipes, start_new_session=True, preexec_fn=at_ctrl_c)
-    assert process.stdout.readline().startswith("training")
-    wait_for(lambda: len(workers_of(descendants(process.pid))) >= count, process)
-    return process, descendants(process.pid)
+    assert rows >= 3 and content["progress"]["iteration"] - rows in (-1, 0)
+    assert content["frames"] == content["progress"]["iteration"] * 192
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -344,8 +306,11 @@ def test_video_from_the_command_line(capsys, tmp_path) -> None:
 
 
 def test_plot_from_the_command_line(capsys, tmp_path) -> None:
-    curves = Path(__file__).parent.parent / "benchmarks" / "learning"
-    assert main(["plot", str(curves / "seed1.csv"), str(curves / "overlap.csv"), "--out", str(tmp_path / "both")]) == 0
+    for name in ("seed1", "overlap"):
+        header = "frames,time/elapsed,train/push-v3/success_rate,train/push-v3/return"
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n1000000,60,0.1,10\n2000000,120,0.9,90\n")
+    files = [str(tmp_path / f"{name}.csv") for name in ("seed1", "overlap")]
+    assert main(["plot", *files, "--out", str(tmp_path / "both")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'both.png'}\nwrote {tmp_path / 'both.svg'}\n"
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plot"]) == 2

@@ -7,19 +7,19 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config
-from test_policy import batch, loop_over_rows
-from test_ppo import make_rollout
-from test_resume import resume, train_until_interrupted
+from helpers import loop_over_rows, make_batch, make_policy, make_rollout, tiny_config
+from tensordict import TensorDict
 
-from mtrl_vec.acting import ActingPolicy
+from mtrl_vec.commands.profile import profile_training
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.device import DeviceCopy, GraphedCall, on_stream
-from mtrl_vec.policy import SharedPolicy, TaskHeads
-from mtrl_vec.ppo import PPO
-from mtrl_vec.profiling import profile_training
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.learn.device import DeviceCopy, GraphedCall, on_stream
+from mtrl_vec.learn.ppo import PPO
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.timing import Timer
-from mtrl_vec.trainer import Trainer
+from mtrl_vec.train import Trainer
+from runs import resume, train_until_interrupted
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -29,14 +29,21 @@ WAYS = [
     pytest.param({"compile": "on", "cuda_graphs": True}, id="compiled and graphed"),
 ]
 
+PRESET = {"device": "cuda", "precision": "bf16", "compile": "on", "cuda_graphs": True}
+"""How the preset for a GPU runs."""
+
 
 def learn(config: TrainConfig, rollouts: int = 4) -> tuple[PPO, list[dict[str, float]]]:
     """Some iterations on the same random data for every configuration."""
     torch.manual_seed(0)
-    policy = SharedPolicy(config)
-    data = [make_rollout(policy, config.num_envs, config.num_steps) for _ in range(rollouts)]
+    policy = make_policy(config)
+    data = [rollout_for(policy, config) for _ in range(rollouts)]
     ppo = PPO(config, policy.cuda())
     return ppo, [ppo.learn(rollout, 0.0) for rollout in data]
+
+
+def rollout_for(policy: SharedPolicy, config: TrainConfig) -> TensorDict:
+    return make_rollout(policy, config.environment.num_envs, config.learner.num_steps)
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +57,13 @@ def fresh_compiler():
 @pytest.mark.parametrize("entropy_coeff", [0.0, 0.01])
 @pytest.mark.parametrize("way", WAYS)
 def test_graphed_and_compiled_updates_equal_the_eager_one(way, entropy_coeff, precision, tolerance) -> None:
-    common = {"device": "cuda", "precision": precision, "entropy_coeff": entropy_coeff}
+    common = {"device": "cuda", "precision": precision, "entropy_coeff": entropy_coeff, "log_gradients": True}
     eager, expected = learn(tiny_config(**common, compile="off", cuda_graphs=False))
     other, got = learn(tiny_config(**common, **way))
     common_size = eager.config.minibatch_size
-    assert not way["cuda_graphs"] or (other.step.graph is not None and other.last_step.graph is not None)
+    if way["cuda_graphs"]:  # two of them: the last step of an update goes by task, to log the gradients
+        assert other.step is not other.last_step
+        assert other.step.graph is not None and other.last_step.graph is not None
     for ours, theirs in zip(got, expected, strict=True):
         for name, value in theirs.items():
             one_row = 2 / common_size if name == "clip_fraction" else 0.0
@@ -64,11 +73,12 @@ def test_graphed_and_compiled_updates_equal_the_eager_one(way, entropy_coeff, pr
 
 
 def test_the_losses_on_the_gpu_equal_those_on_the_cpu() -> None:
-    config = tiny_config(device="cuda", precision="fp32", compile="off", num_minibatches=1, num_epochs=1)
+    steps = {"num_minibatches": 1, "num_epochs": 1, "log_gradients": True}
+    config = tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=True, **steps)
     _, (on_gpu,) = learn(config, rollouts=1)
     torch.manual_seed(0)
-    policy = SharedPolicy(config)
-    rollout = make_rollout(policy, config.num_envs, config.num_steps)
+    policy = make_policy(config)
+    rollout = rollout_for(policy, config)
     on_cpu = PPO(config, policy).learn(rollout, 0.0)
     for name, value in on_cpu.items():
         assert on_gpu[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -76,9 +86,9 @@ def test_the_losses_on_the_gpu_equal_those_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
-    config = tiny_config(device="cuda", **way)
+    config = tiny_config(device="cuda", precision="bf16", log_gradients=True, **way)
     ppo, _ = learn(config, rollouts=3)
-    data = make_rollout(SharedPolicy(config), config.num_envs, config.num_steps).cuda()
+    data = rollout_for(make_policy(config), config).cuda()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -92,8 +102,9 @@ def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
 
 
 def test_bf16_keeps_weights_in_fp32_and_stays_close() -> None:
-    _, expected = learn(tiny_config(device="cuda", precision="fp32", compile="off"), rollouts=1)
-    ppo, got = learn(tiny_config(device="cuda", precision="bf16", compile="off"), rollouts=1)
+    common = {"device": "cuda", "compile": "off", "cuda_graphs": True}
+    _, expected = learn(tiny_config(precision="fp32", **common), rollouts=1)
+    ppo, got = learn(tiny_config(precision="bf16", **common), rollouts=1)
     assert {p.dtype for p in ppo.policy.parameters()} == {torch.float32}
     assert got[0]["loss_critic"] == pytest.approx(expected[0]["loss_critic"], rel=0.02)
     assert got[0]["approx_kl"] == pytest.approx(expected[0]["approx_kl"], rel=0.2, abs=1e-4)
@@ -103,14 +114,28 @@ def test_bf16_keeps_weights_in_fp32_and_stays_close() -> None:
 def test_actions_on_the_gpu_have_the_distribution_of_the_actor(compile) -> None:
     config = tiny_config(device="cuda", precision="fp32", compile=compile, init_std=0.5)
     torch.manual_seed(0)
-    policy = SharedPolicy(config)
-    state = batch(policy, 2, 3).repeat(2000, 1)
+    policy = make_policy(config)
+    state = make_batch(policy, 2, 3).repeat(2000, 1)
     loc, scale = policy.distribution(state["observation"], state["task_one_hot"], state["task_idx"])
     acting = ActingPolicy(policy.cuda(), config, Timer())
     with torch.no_grad():
         z = (acting(state)["action"] - loc) / scale
     assert z.device.type == "cpu"
     assert abs(float(z.mean())) < 0.02 and abs(float(z.std()) - 1) < 0.02
+
+
+def test_idle_rows_are_left_out_on_the_gpu_too() -> None:
+    config = tiny_config(device="cuda", precision="fp32", compile="off")
+    policy = make_policy(config).cuda()
+    rows, state = torch.tensor([0, 1, 2, 3, 4, 6, 7]), make_batch(policy, 3, 3)
+    flat, padded = (ActingPolicy(policy, config, Timer()) for _ in range(2))  # with the same noise
+    padded.rows = rows
+    for _ in range(2):
+        expected = flat(state.reshape(-1)[rows].clone())["action"]
+        out = padded(state.clone())
+        action = out["action"].flatten(0, 1)
+        torch.testing.assert_close(action[rows], expected)
+        assert out["action"].shape == (3, 3, 4) and (action[[5, 8]] == 0).all()
 
 
 def test_a_graph_replays_what_the_function_does() -> None:
@@ -127,7 +152,7 @@ def test_a_graph_replays_what_the_function_does() -> None:
 
 
 def test_copies_lie_in_the_same_place_and_hold_what_came_last() -> None:
-    policy = SharedPolicy(tiny_config())
+    policy = make_policy(tiny_config())
     copy = DeviceCopy(torch.device("cuda"))
     places = set()
     for _ in range(3):
@@ -156,10 +181,10 @@ def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
 def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, overlap) -> None:
     """Without overlap the policy that is about to learn is the one that acted, and with overlap one update ahead."""
     config = tiny_config(
-        device="cuda", run_dir=tmp_path / "run", total_frames=6 * 192, eval_interval=2 * 192, overlap=overlap
+        run_dir=tmp_path / "run", total_frames=6 * 192, eval_interval=2 * 192, overlap=overlap, **PRESET
     )
     trainer = Trainer(config)
-    differences, original = [], trainer.ppo.update
+    differences, original = [], trainer.learner.update
 
     def update_and_note(data):
         loc, scale = trainer.policy.distribution(data["observation"], data["task_one_hot"], data["task_idx"])
@@ -167,16 +192,16 @@ def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, over
         differences.append(float((log_prob - data["action_log_prob"]).abs().mean()))
         return original(data)
 
-    trainer.ppo.update = update_and_note
+    trainer.learner.update = update_and_note
     trainer.train()
-    assert trainer.frames == 6 * 192 and trainer.ppo.step.graph is not None
+    assert trainer.frames == 6 * 192 and trainer.learner.step.graph is not None
     assert all(difference < 0.05 for difference in (differences[:1] if overlap else differences))
     assert not overlap or all(difference > 1e-3 for difference in differences[1:])
 
 
 def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
     steps = {"num_epochs": 6, "num_minibatches": 6}
-    config = tiny_config(device="cuda", run_dir=tmp_path / "run", total_frames=192 * 10, **steps)
+    config = tiny_config(run_dir=tmp_path / "run", total_frames=192 * 10, **steps, **PRESET)
     report = profile_training(config, iterations=1)
     assert report["launches_per_step"] < 10
     assert report["waits_in_update"] <= 2  # the metrics', and the profile's own
@@ -184,7 +209,7 @@ def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_skipped_step_in_a_replayed_graph_changes_nothing(way) -> None:
-    ppo, _ = learn(tiny_config(device="cuda", **way), rollouts=3)
+    ppo, _ = learn(tiny_config(device="cuda", precision="bf16", **way), rollouts=3)
     before = copy.deepcopy((ppo.policy.state_dict(), ppo.optimizer.state_dict()["state"]))
     with on_stream(ppo.stream):
         ppo.frames["advantage"].fill_(math.nan)
@@ -197,13 +222,13 @@ def test_a_skipped_step_in_a_replayed_graph_changes_nothing(way) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_state_is_restored_in_place_after_capture(way) -> None:
     """What follows is what followed the first time: the graph goes on with the tensors that it has captured."""
-    config = tiny_config(device="cuda", **way)
+    config = tiny_config(device="cuda", precision="bf16", log_gradients=True, **way)
     ppo, _ = learn(config, rollouts=3)
-    rollout = make_rollout(SharedPolicy(config), config.num_envs, config.num_steps)
-    saved = copy.deepcopy((ppo.policy.state_dict(), ppo.state()))
+    rollout = rollout_for(make_policy(config), config)
+    saved = copy.deepcopy((ppo.policy.state_dict(), ppo.state_dict()))
     first = ppo.learn(rollout, 0.5)
     ppo.policy.load_state_dict(saved[0])
-    ppo.restore(saved[1])
+    ppo.load_state_dict(saved[1])
     again = ppo.learn(rollout, 0.5)
     for name, value in first.items():
         assert again[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
@@ -212,10 +237,11 @@ def test_a_state_is_restored_in_place_after_capture(way) -> None:
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_a_run_is_resumed_on_the_gpu(tmp_path, device) -> None:
     """One of a GPU goes on with the same numbers, but for rounding; one of a CPU goes on at all, through capture."""
-    settings = {"total_frames": 6 * 192, "max_episode_steps": 20, "precision": "fp32", "compile": "off"}
+    settings = {"precision": "fp32", "compile": "off", "cuda_graphs": True}
+    settings |= {"total_frames": 6 * 192, "max_episode_steps": 20}
     train_until_interrupted(tmp_path / "run", 3, device=device, **settings)
     trainer = resume(tmp_path / "run", device="cuda")
-    assert trainer.frames == 6 * 192 and trainer.ppo.step.graph is not None
+    assert trainer.frames == 6 * 192 and trainer.learner.step.graph is not None
     assert all(torch.isfinite(tensor).all() for tensor in trainer.policy.state_dict().values())
     if device == "cuda":
         whole = Trainer(tiny_config(run_dir=tmp_path / "whole", device="cuda", eval_interval=384, **settings))
@@ -225,11 +251,11 @@ def test_a_run_is_resumed_on_the_gpu(tmp_path, device) -> None:
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("changes", [{"balance": "pcgrad"}, {"balance": "cagrad"}, {"popart": True}])
-def test_balanced_and_normalised_steps_are_captured_and_equal_eager_ones(changes, compile) -> None:
+@pytest.mark.parametrize("changes", [{"gradient_method": "pcgrad"}, {"gradient_method": "cagrad"}, {"popart": True}])
+def test_combined_and_normalised_steps_are_captured_and_equal_eager_ones(changes, compile) -> None:
     eager, expected = learn(tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=False, **changes))
-    ppo, got = learn(tiny_config(device="cuda", precision="fp32", compile=compile, **changes))
-    assert ppo.step.graph is not None
+    ppo, got = learn(tiny_config(device="cuda", precision="fp32", compile=compile, cuda_graphs=True, **changes))
+    assert ppo.step.graph is not None and ppo.last_step is ppo.step
     for a, b in zip(ppo.policy.parameters(), eager.policy.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert got[-1]["loss_critic"] == pytest.approx(expected[-1]["loss_critic"], rel=1e-3)

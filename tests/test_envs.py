@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
@@ -17,6 +18,7 @@ from mtrl_vec.errors import InputError, WorkerDied
 def test_specs() -> None:
     check_env_specs(MetaWorldEnv(num_envs=6))
     check_env_specs(MetaWorldEnv(["push"], num_envs=2))
+    check_env_specs(MetaWorldEnv(num_envs=4, num_rows=5))
 
 
 def test_step_carries_everything() -> None:
@@ -48,30 +50,115 @@ def test_partial_reset_keeps_the_others_and_next_holds_the_true_last_observation
     assert not td["done"].any()
 
 
-def rollout(env, steps: int) -> torch.Tensor:
-    """Observations, rewards and flags of seeded random actions, [steps, B, 45], with automatic resets."""
-    generator = torch.Generator().manual_seed(0)
-    td, rows = env.reset(), []
-    for _ in range(steps):
-        td["action"] = (torch.rand(6, 4, generator=generator) * 2 - 1).view(*env.batch_size, 4)
-        out, td = env.step_and_maybe_reset(td)
-        nxt = out["next"]
-        row = [nxt["observation"], nxt["reward"], nxt["success"].float(), nxt["truncated"].float(), nxt["task_one_hot"]]
-        rows.append(torch.cat(row, -1).flatten(0, -2))
-    return torch.stack(rows)
+ENTRIES = ("observation", "reward", "success", "truncated", "terminated", "done", "unstable", "task_one_hot")
+
+
+def rows_of(env, values: torch.Tensor) -> torch.Tensor:
+    """The environments' rows of values [W, E, ...] or [B, ...], [B, ...]."""
+    flat = values.flatten(0, env.batch_dims - 1)
+    return flat if getattr(env, "rows", None) is None else flat[env.rows]
+
+
+def rollout(env, num_envs: int, steps: int, seed: int = 0) -> torch.Tensor:
+    """First observations, then what steps of seeded random actions bring, with automatic resets: [steps + 1, B, 48].
+
+    Idle rows are given actions that no environment gets; all that they tell is zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    td, result = env.reset(), []
+    for t in range(steps + 1):
+        if t:
+            action = torch.full((env.batch_size.numel(), 4), torch.nan)
+            index = slice(None) if getattr(env, "rows", None) is None else env.rows
+            action[index] = torch.rand(num_envs, 4, generator=generator) * 2 - 1
+            td["action"] = action.view(*env.batch_size, 4)
+            out, td = env.step_and_maybe_reset(td)
+            now = out["next"]
+        else:
+            now = td.clone()
+            now["reward"] = torch.zeros(*env.batch_size, 1)
+        result.append(torch.cat([rows_of(env, now[name].float()) for name in ENTRIES], -1))
+        check_idle_rows(env, now)
+        check_idle_rows(env, td)
+    return torch.stack(result)
+
+
+def check_idle_rows(env, td) -> None:
+    """Zero, hence of the first task, and never done."""
+    rows = getattr(env, "rows", None)
+    idle = torch.ones(env.batch_size.numel(), dtype=torch.bool)
+    idle[slice(None) if rows is None else rows] = False
+    for name in {*ENTRIES, "task_idx"} & set(td.keys()):
+        values = td[name].flatten(0, env.batch_dims - 1)[idle]
+        if name == "task_one_hot":
+            assert (values == torch.tensor([1.0, 0.0, 0.0])).all()
+        else:
+            assert not values.any(), name
 
 
 def test_workers_change_nothing() -> None:
     single = MetaWorldEnv(num_envs=6, seed=5, max_episode_steps=12, random_phase=True)
-    expected = rollout(single, 30)
+    expected = rollout(single, 6, 30)
     assert expected[..., 41].sum() > 10  # resets are part of what is compared
     for workers in (1, 2):
         env = make_env(num_workers=workers, envs_per_worker=6 // workers, seed=5, max_episode_steps=12)
         try:
-            assert env.batch_size == (workers, 6 // workers)
-            assert torch.equal(rollout(env, 30), expected)
+            assert env.batch_size == (workers, 6 // workers) and env.rows is None
+            assert torch.equal(rollout(env, 6, 30), expected)
         finally:
             env.close()
+
+
+def test_workers_hold_any_number_of_environments_each() -> None:
+    """Four environments of three tasks in a worker: the next worker goes on with the next task."""
+    expected = rollout(MetaWorldEnv(num_envs=8, seed=5, max_episode_steps=12, random_phase=True), 8, 15)
+    env = make_env(num_workers=2, envs_per_worker=4, seed=5, max_episode_steps=12)
+    try:
+        assert env.batch_size == (2, 4) and env.rows is None
+        assert torch.equal(rollout(env, 8, 15), expected)
+        assert env.reset()["task_idx"].tolist() == [[0, 1, 2, 0], [1, 2, 0, 1]]
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("workers", "shape", "rows"),
+    [
+        (2, (2, 4), [0, 1, 2, 3, 4, 5, 6]),
+        (3, (3, 3), [0, 1, 2, 3, 4, 6, 7]),
+        (9, (7, 1), None),  # no more workers than environments
+    ],
+)
+def test_environments_that_neither_tasks_nor_workers_divide(workers, shape, rows) -> None:
+    """In their rows the numbers of one batch, whatever idle rows are told to do; see also `check_idle_rows`."""
+    options = {"seed": 5, "max_episode_steps": 12, "random_phase": True}
+    single = MetaWorldEnv(num_envs=7, **options)
+    env, other = (make_env(num_workers=w, num_envs=7, **options | {"seed": seed}) for w, seed in ((workers, 5), (4, 6)))
+    probs = np.array([0.2, 0.3, 0.5])
+    try:
+        assert env.batch_size == shape and len(env.pids) == 0
+        assert env.rows is None if rows is None else env.rows.tolist() == rows
+        expected = rollout(single, 7, 30)
+        assert expected[..., 41].sum() > 10
+        assert torch.equal(rollout(env, 7, 30), expected)
+        assert len(env.pids) == shape[0]
+        for one in (single, env, other):
+            one.set_task_probs(probs)
+        assert torch.equal(rollout(env, 7, 15, seed=1), rollout(single, 7, 15, seed=1))
+        # The state of all, to go on from in another number of workers.
+        snapshot = env.snapshot()
+        for name, array in single.snapshot().items():
+            np.testing.assert_array_equal(snapshot[name], array, err_msg=name)
+            assert len(array) == 7
+        rollout(other, 7, 3, seed=9)  # another past
+        other.restore(snapshot)
+        single.restore(snapshot)
+        continued = rollout(other, 7, 20, seed=2)
+        assert torch.equal(continued[0, :, :39], torch.from_numpy(snapshot["observation"]).float())
+        assert torch.equal(continued, rollout(single, 7, 20, seed=2))
+    finally:
+        env.close()
+        other.close()
 
 
 @pytest.mark.parametrize("call", ["step_and_maybe_reset", "step", "reset"])
@@ -79,7 +166,7 @@ def test_a_dead_worker_is_named(call) -> None:
     env = make_env(num_workers=2, envs_per_worker=3)
     try:
         td = env.reset()
-        victim = env._workers[1].pid
+        victim = env.pids[1]
         os.kill(victim, signal.SIGKILL)
         time.sleep(0.2)
         td["action"] = torch.zeros(2, 3, 4)
@@ -96,7 +183,8 @@ def test_a_dead_worker_is_named(call) -> None:
     [
         ({"tasks": ["fly"]}, "unknown task"),
         ({"num_workers": 0}, "num_workers is 0"),
-        ({"envs_per_worker": 4}, "envs_per_worker is 4.*3 tasks"),
+        ({"envs_per_worker": 0}, "envs_per_worker is 0"),
+        ({"num_envs": 0}, "num_envs is 0"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import make_policy, tiny_config
 from metaworld_oracle import TASK_NAMES, expert
 
-from mtrl_vec import evaluation
-from mtrl_vec.acting import ActingPolicy
-from mtrl_vec.checkpoint import save_checkpoint
-from mtrl_vec.cli import main
+from mtrl_vec.commands.cli import main
 from mtrl_vec.envs import make_env
 from mtrl_vec.errors import InputError
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import resolve_tasks
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.policy import TrainedPolicy, load_policy
+from mtrl_vec.policy.checkpoint import save_checkpoint
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks import official
+from mtrl_vec.tasks.suite import resolve_tasks
 from mtrl_vec.timing import Timer
-from mtrl_vec.trained import load_policy
+from mtrl_vec.train.evaluation import simulated_success_rates
 
 
 class ExpertAgent:
@@ -44,7 +45,7 @@ class ExpertAgent:
 
 def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
     agent = ExpertAgent(TASK_NAMES)
-    results = evaluation.run_protocol(agent, TASK_NAMES, seed=3)
+    results = official.run_protocol(agent, TASK_NAMES, seed=3)
     assert set(results) == {
         *(f"eval/{task}/{value}" for task in TASK_NAMES for value in ("success_rate", "return")),
         "eval/mean_success_rate",
@@ -55,14 +56,14 @@ def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
     )
     for k, (task, seen) in enumerate(zip(resolve_tasks(TASK_NAMES), agent.goals, strict=True)):
         # Each of the fifty goals of the task's seed (in the plane: push's height is the puck's), and no other.
-        fifty = {tuple(goal) for goal in np.round(task.benchmark_vectors(3 + k)[:, 3:5], 9).tolist()}
+        fifty = {tuple(goal) for goal in np.round(task.draw.benchmark_vectors(3 + k)[:, 3:5], 9).tolist()}
         assert {tuple(np.round(goal[:2], 9).tolist()) for goal in seen} == fifty
 
 
 def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints(tmp_path, capsys) -> None:
     config = tiny_config(tasks=("pick-place",))
     torch.manual_seed(0)
-    content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 1234}
+    content = {"config": config.to_dict(), "policy": make_policy(config).state_dict(), "frames": 1234}
     save_checkpoint(tmp_path / "checkpoint-1234.pt", content)
     assert main(["eval", str(tmp_path), "--seeds", "2", "--json", str(tmp_path / "out.json")]) == 0
     (results,) = json.loads((tmp_path / "out.json").read_text())
@@ -77,19 +78,22 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
     assert "0.000" in out and "0.00-0.07" in out and "checkpoint-1234.pt, trained for 1,234 frames" in out
 
 
-def test_simulated_success_equals_a_plain_loop_over_steps() -> None:
+@pytest.mark.parametrize("workers", [2, 5])  # which share 36 environments evenly, and not
+def test_simulated_success_equals_a_plain_loop_over_steps(workers) -> None:
     """The pretrained policy, cut off early: some environments have succeeded by then and some have not."""
     policy = load_policy("pretrained")
     steps, config = 45, policy.config
-    env = make_env(config.tasks, num_workers=2, envs_per_worker=18, seed=5, random_phase=False, rest_after_success=True)
+    options = {"seed": 5, "random_phase": False, "rest_after_success": True}
+    env = make_env(config.tasks, num_workers=workers, num_envs=36, **options)
     try:
-        rates = evaluation.simulated_success_rates(
-            ActingPolicy(policy.module, config, Timer(), mean=True), env, 3, steps
-        )
+        acting = ActingPolicy(policy.module, config, Timer(), mean=True)
+        acting.rows = env.rows
+        assert (env.rows is None) == (36 % workers == 0)
+        rates = simulated_success_rates(acting, env, 3, steps)
     finally:
         env.close()
     task_idx = np.arange(36) % 3
-    sim = SawyerSim(resolve_tasks(config.tasks), task_idx, seed=5)
+    sim = SimBatch(resolve_tasks(config.tasks), task_idx, seed=5)
     observation, success = sim.reset(), np.zeros(36, dtype=bool)
     for _ in range(steps):
         action = np.zeros((36, 4), np.float32)
@@ -111,10 +115,12 @@ def test_the_pretrained_policy_solves_the_tasks(tmp_path) -> None:
 
 def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config())
+    config = tiny_config()
+    policy = make_policy(config)
     torch.nn.init.normal_(policy.actor_heads[0].module.heads.weight2)
     observations = np.random.default_rng(0).normal(size=(3, 39))
-    actions = evaluation.OfficialAgent(policy, 3).eval_action(observations)
+    agent = official.OfficialAgent(TrainedPolicy(policy, config, 0, Path("nowhere")))
+    actions = agent.eval_action(observations)
     assert np.abs(actions).max() == 1.0
     for k in range(3):
         row = torch.tensor(observations[k], dtype=torch.float32)[None]
@@ -125,7 +131,7 @@ def test_the_agents_action_is_the_clipped_mean_of_its_tasks_head() -> None:
 def test_seed_zero_is_refused() -> None:
     """Meta-World would take it for no seed, and evaluate on other goals every time."""
     with pytest.raises(InputError, match="seed is 0"):
-        evaluation.make_official_envs(TASK_NAMES, 0)
+        official.make_official_envs(TASK_NAMES, 0)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +139,14 @@ def test_seed_zero_is_refused() -> None:
     [(8, 10, 0.490, 0.943), (150, 150, 0.975, 1.0), (146, 150, 0.934, 0.990)],  # tables, or the formula by hand
 )
 def test_wilson_intervals(successes: int, episodes: int, low: float, high: float) -> None:
-    assert evaluation.wilson_interval(successes / episodes, episodes) == pytest.approx((low, high), abs=1e-3)
+    assert official.wilson_interval(successes / episodes, episodes) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_several_checkpoints_and_seeds_in_one_table(tmp_path, capsys, monkeypatch) -> None:
     """Means over the seeds; a checkpoint that was trained on fewer tasks has fewer rows."""
     for name, tasks in {"one.pt": ("push",), "both.pt": ("reach", "push")}.items():
         config = tiny_config(tasks=tasks)
-        content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 5}
+        content = {"config": config.to_dict(), "policy": make_policy(config).state_dict(), "frames": 5}
         save_checkpoint(tmp_path / name, content)
 
     def protocol(agent, tasks, seed):  # the protocol itself is tested above, at length
@@ -148,7 +154,7 @@ def test_several_checkpoints_and_seeds_in_one_table(tmp_path, capsys, monkeypatc
         returns = {f"eval/{task}/return": 100.0 * seed for task in tasks}
         return rates | returns | {"eval/mean_success_rate": sum(rates.values()) / len(rates)}
 
-    monkeypatch.setattr(evaluation, "run_protocol", protocol)
+    monkeypatch.setattr(official, "run_protocol", protocol)
     files = [str(tmp_path / "one.pt"), str(tmp_path / "both.pt")]
     assert main(["eval", *files, "--seeds", "2", "6", "--json", str(tmp_path / "out.json"), "--quiet"]) == 0
     one, both = json.loads((tmp_path / "out.json").read_text())

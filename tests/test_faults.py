@@ -8,12 +8,11 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import tiny_config
-from test_cli import (
+from helpers import assert_same, make_policy, tiny_config
+from processes import (
     descendants,
     left,
     rows_of,
@@ -23,40 +22,41 @@ from test_cli import (
     wait_for,
     workers_of,
 )
-from test_resume import SETTINGS, assert_same, metrics, train, whole_state
+from runs import SETTINGS, metrics, train, whole_state
 
-from mtrl_vec import diagnosis, trainer
-from mtrl_vec.checkpoint import checkpoints, load_checkpoint
+from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig
 from mtrl_vec.envs import make_env
 from mtrl_vec.errors import Diverged, InputError, WorkerDied
-from mtrl_vec.evaluation import Evaluation
+from mtrl_vec.learn import diagnosis
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.runs import RunLog
-from mtrl_vec.trainer import Trainer
+from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
+from mtrl_vec.train import Trainer
+from mtrl_vec.train.evaluation import Evaluation
+from mtrl_vec.train.log import RunLog
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"schedule": "curriculum", "curriculum_frames": 384},
-        {"schedule": "difficulty", "difficulty_by": "loss", "overlap": True},
+        {"sampling": CurriculumConfig(curriculum_frames=384)},
+        {"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True},
+        {"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16},
     ],
-    ids=["one after the other", "overlap"],
+    ids=["one after the other", "overlap", "idle rows"],
 )
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, settings) -> None:
     """Killed at three moments: in a rollout, right after one, and while its replacement starts."""
     train(tmp_path / "undisturbed", num_workers=2, **settings)
-    np.random.seed(0)
-    run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, **SETTINGS, **settings))
-    collect, start, calls = run.collection.collect, run.collection.start, []
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, **SETTINGS | settings))
+    collect, start, calls = run.rollouts.collect, run.rollouts._start, []
 
     def kill_one() -> None:
-        os.kill(run.collection.workers[1], signal.SIGKILL)
+        os.kill(run.rollouts.pids[1], signal.SIGKILL)
 
-    def collect_with_losses():
+    def collect_with_losses(task_probs):
         calls.append("collect")
         if calls.count("collect") == 2:
-            env, step = run.collection._env, run.collection._env.step_and_maybe_reset
+            pool, step = run.rollouts._pool, run.rollouts._pool.step_and_maybe_reset
 
             def step_once_more(td):
                 calls.append("step")
@@ -64,20 +64,21 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
                     kill_one()
                 return step(td)
 
-            env.step_and_maybe_reset = step_once_more
-        rollout = collect()
+            pool.step_and_maybe_reset = step_once_more
+        rollout = collect(task_probs)
         if calls.count("collect") == 5:
             kill_one()
         return rollout
 
-    def start_with_a_loss(*args):
+    def start_with_a_loss(task_probs):
         calls.append("start")
-        start(*args)
+        start(task_probs)
         if calls.count("start") == 3:
             kill_one()
 
-    run.collection.collect, run.collection.start = collect_with_losses, start_with_a_loss
+    run.rollouts.collect, run.rollouts._start = collect_with_losses, start_with_a_loss
     run.train()
+    assert (calls.count("collect"), calls.count("start"), calls.count("step")) == (6, 4, 5)
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
     rows, expected = metrics(tmp_path / "run"), metrics(tmp_path / "undisturbed")
     restarts = [int(row.pop("train/restarts")) for row in rows]
@@ -90,33 +91,57 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     )
 
 
-def test_a_worker_of_the_evaluation_is_replaced_as_well(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("moment", ["before", "in the middle"])
+def test_a_worker_of_the_evaluation_is_replaced_as_well(tmp_path, monkeypatch, moment) -> None:
     train(tmp_path / "undisturbed", num_workers=2)
-    calls = []
+    calls: list[str] = []
 
     class LosingEvaluation(Evaluation):
         def __call__(self):
-            calls.append(1)
-            if len(calls) == 2:
-                os.kill(self._pool._workers[0].pid, signal.SIGKILL)
-                time.sleep(0.1)
+            calls.append("evaluation")
             return super().__call__()
 
-    monkeypatch.setattr(trainer, "Evaluation", LosingEvaluation)
+        def _attempt(self):
+            calls.append("attempt")
+            if calls.count("attempt") == 2:
+                pool, step = self._pool, self._pool.step
+
+                def step_once_more(td):
+                    calls.append("step")
+                    if calls.count("step") == 5:
+                        os.kill(pool.pids[0], signal.SIGKILL)
+                    return step(td)
+
+                if moment == "before":
+                    os.kill(pool.pids[0], signal.SIGKILL)
+                    time.sleep(0.1)
+                else:
+                    pool.step = step_once_more
+            return super()._attempt()
+
+    monkeypatch.setattr("mtrl_vec.train.run.Evaluation", LosingEvaluation)
     train(tmp_path / "run", num_workers=2)
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
-    assert len(calls) == 4 and "restart 1 of at most 3" in (tmp_path / "run" / "events.log").read_text()
+    rows, expected = metrics(tmp_path / "run"), metrics(tmp_path / "undisturbed")
+    assert [int(row.pop("train/restarts")) for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert rows == [{k: v for k, v in row.items() if k != "train/restarts"} for row in expected]
+    best = [load_checkpoint(tmp_path / name / "best.pt") for name in ("run", "undisturbed")]
+    assert_same(best[0]["policy"], best[1]["policy"])
+    assert best[0]["frames"] == best[1]["frames"]
+    assert (calls.count("evaluation"), calls.count("attempt")) == (3, 4)
+    events = (tmp_path / "run" / "events.log").read_text()
+    assert "simulation worker 0" in events and "restart 1 of at most 3" in events
 
 
-@pytest.mark.parametrize("call", ["snapshot", "set_seed", "reset", "step_and_maybe_reset", "set_shares", "restore"])
+@pytest.mark.parametrize("call", ["snapshot", "set_seed", "reset", "step_and_maybe_reset", "set_task_probs", "restore"])
 def test_whatever_is_asked_of_a_pool_with_a_dead_worker_names_it(call) -> None:
     env = make_env(num_workers=2, envs_per_worker=3)
     try:
         td, snapshot = env.reset(), env.snapshot()
         td["action"] = torch.zeros(2, 3, 4)
-        victim = env._workers[0].pid
+        victim = env.pids[0]
         os.kill(victim, signal.SIGKILL)
-        arguments = {"set_seed": (1,), "step_and_maybe_reset": (td,), "set_shares": (None,), "restore": (snapshot,)}
+        arguments = {"set_seed": (1,), "step_and_maybe_reset": (td,), "set_task_probs": (None,), "restore": (snapshot,)}
         with pytest.raises(WorkerDied, match=rf"worker 0 \(pid {victim}\) died with exit code -9"):
             getattr(env, call)(*arguments.get(call, ()))
     finally:
@@ -125,37 +150,36 @@ def test_whatever_is_asked_of_a_pool_with_a_dead_worker_names_it(call) -> None:
 
 def test_the_loss_of_the_process_that_starts_the_others_is_survived(tmp_path) -> None:
     train(tmp_path / "undisturbed", num_workers=2)
-    np.random.seed(0)
     run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, **SETTINGS))
-    collect, calls, workers = run.collection.collect, [], []
+    collect, calls, workers = run.rollouts.collect, [], []
 
-    def collect_and_kill_the_server():
+    def collect_and_kill_the_server(task_probs):
         calls.append(1)
         if len(calls) == 3:
-            workers.extend(psutil.Process(pid) for pid in run.collection.workers)
+            workers.extend(psutil.Process(pid) for pid in run.rollouts.pids)
             workers[0].parent().kill()
             time.sleep(0.2)
-        return collect()
+        return collect(task_probs)
 
-    run.collection.collect = collect_and_kill_the_server
+    run.rollouts.collect = collect_and_kill_the_server
     run.train()
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
-    assert "the process that simulation workers are copies of died" in (tmp_path / "run" / "events.log").read_text()
-    assert not still_running(workers)
+    assert "the fork server of the simulation workers died" in (tmp_path / "run" / "events.log").read_text()
+    assert len(workers) == 2 and not still_running(workers)
 
 
 def test_more_losses_than_allowed_end_the_run_after_saving(tmp_path) -> None:
     run = Trainer(tiny_config(run_dir=tmp_path / "run", num_workers=2, max_restarts=1, **SETTINGS))
-    collect, calls = run.collection.collect, []
+    collect, calls = run.rollouts.collect, []
 
-    def collect_and_lose():
+    def collect_and_lose(task_probs):
         calls.append(1)
-        if len(calls) in (2, 4):
-            os.kill(run.collection.workers[0], signal.SIGKILL)
-        return collect()
+        if len(calls) in (2, 3):
+            os.kill(run.rollouts.pids[0], signal.SIGKILL)
+        return collect(task_probs)
 
-    run.collection.collect = collect_and_lose
-    with pytest.raises(WorkerDied, match="simulation worker 0"):
+    run.rollouts.collect = collect_and_lose
+    with pytest.raises(WorkerDied, match=r"simulation worker 0 \(pid \d+\) died.*, and --max-restarts is 1$"):
         run.train()
     assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == run.frames == 2 * 192
 
@@ -181,16 +205,16 @@ def test_a_run_from_the_command_line_loses_a_worker_and_goes_on_and_leaves_nothi
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the disk that is always full")
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path) -> None:
     run = Trainer(tiny_config(run_dir=tmp_path / "run", checkpoint_seconds=0, **SETTINGS))
-    learn, calls = run.ppo.learn, []
+    learn, calls = run.learner.learn, []
 
     def fill_the_disk_for_the_second_iteration(*args, **options):
         calls.append(1)
         if len(calls) == 2:
-            for name in ("checkpoint-384.tmp", "best.tmp"):
+            for name in ("checkpoint-384.pt.tmp", "best.pt.tmp"):
                 (tmp_path / "run" / name).symlink_to("/dev/full")
         return learn(*args, **options)
 
-    run.ppo.learn = fill_the_disk_for_the_second_iteration
+    run.learner.learn = fill_the_disk_for_the_second_iteration
     run.train()
     assert {path.name for path in checkpoints(tmp_path / "run")} == {f"checkpoint-{n * 192}.pt" for n in (4, 5, 6)}
     events = (tmp_path / "run" / "events.log").read_text()
@@ -216,13 +240,13 @@ def test_a_full_disk_costs_no_row_of_the_metrics_once_there_is_room_again(tmp_pa
     log.close()
     for descriptor in (there, full):
         os.close(descriptor)
-    assert notes == [f"cannot write metrics to {tmp_path} (No space left on device): the run goes on"] * 2
+    assert notes == [f"cannot write metrics to {tmp_path} (No space left on device): the run continues"] * 2
     assert [int(row["iteration"]) for row in metrics(tmp_path)] == list(range(1, 102))
 
 
 def poison(run: Trainer, iterations: set[int], task: int, value: float = math.nan) -> None:
     """Spoil the advantages of a task in some iterations."""
-    update, calls = run.ppo.update, []
+    update, calls = run.learner.update, []
 
     def poisoned(data):
         calls.append(1)
@@ -230,7 +254,7 @@ def poison(run: Trainer, iterations: set[int], task: int, value: float = math.na
             data["advantage"][data["task_idx"] == task] = value
         return update(data)
 
-    run.ppo.update = poisoned
+    run.learner.update = poisoned
 
 
 def test_updates_without_finite_numbers_are_skipped_and_counted(tmp_path) -> None:
@@ -245,14 +269,14 @@ def test_updates_without_finite_numbers_are_skipped_and_counted(tmp_path) -> Non
 def test_a_run_that_diverges_at_once_says_why_and_keeps_the_evidence(tmp_path, key) -> None:
     """From a simulator that returns what is not a number for one task: nothing but that task is blamed."""
     run = Trainer(tiny_config(run_dir=tmp_path / "run", **SETTINGS | {"max_skipped_updates": 4, "num_minibatches": 1}))
-    collect = run.collection.collect
+    collect = run.rollouts.collect
 
-    def collect_nonsense():
-        rollout = collect()
+    def collect_nonsense(task_probs):
+        rollout = collect(task_probs)
         rollout[key][rollout["task_idx"] == 2] = math.nan
         return rollout
 
-    run.collection.collect = collect_nonsense
+    run.rollouts.collect = collect_nonsense
     what = "value_target" if key != "observation" else "observation"
     with pytest.raises(Diverged, match=rf"in iteration 2: not finite is {what} of pick-place-v3 \(64 of 64 frames\)"):
         run.train()
@@ -269,7 +293,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_diagnosis_that_can_be_reproduced(
         run.train()
     assert "\n" not in str(e.value)
     content = load_checkpoint(checkpoints(tmp_path / "run")[0])
-    assert content["iteration"] == 4
+    assert content["progress"]["iteration"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in content["policy"].values())
     dump = tmp_path / "run" / "diverged.pt"
     assert str(dump) in str(e.value)
@@ -295,7 +319,7 @@ def minibatch(policy: SharedPolicy) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_diagnosis_names_task_and_tensor(key, row, expected) -> None:
-    policy = SharedPolicy(tiny_config())
+    policy = make_policy(tiny_config())
     batch = minibatch(policy)
     assert diagnosis.diagnose(tiny_config(), policy.state_dict(), batch).startswith("nothing")
     batch[key][row] = math.inf
@@ -303,7 +327,7 @@ def test_a_diagnosis_names_task_and_tensor(key, row, expected) -> None:
 
 
 def test_a_diagnosis_looks_inside_the_policy_and_its_gradients() -> None:
-    policy = SharedPolicy(tiny_config())
+    policy = make_policy(tiny_config())
     batch = minibatch(policy)
     state = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     state["torso.module.layers.0.weight"][0, 0] = math.nan

@@ -7,21 +7,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import make_policy, make_rollout, tiny_config
 from scipy.optimize import minimize
-from test_ppo import make_rollout
 
-from mtrl_vec.balance import (
-    CAGRAD_RADIUS,
-    cagrad,
-    combine,
-    cosines_with_others,
-    gram_matrix,
-    norms_and_cosines,
-    pcgrad,
-)
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ppo import LEARNING_KEYS, PPO
+from mtrl_vec.learn.gradients import CAGRAD_RADIUS, METHODS, cagrad, combine, cosines_with_others, gram_matrix, pcgrad
+from mtrl_vec.learn.loss import LEARNING_KEYS
+from mtrl_vec.learn.ppo import PPO
 
 
 def random_gradients(seed: int) -> np.ndarray:
@@ -83,6 +74,12 @@ def test_cagrad_helps_the_worst_task_as_much_as_an_exact_solver(seed) -> None:
     assert (gradients @ direction).min() > (gradients @ mean).min() - 1e-9
 
 
+def norms_and_cosines(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengths of the tasks' gradients [K], and the cosines between them [K, K]: NaN where one has no length."""
+    norms = gram.diagonal().sqrt()
+    return norms, gram / norms.outer(norms)
+
+
 def test_norms_and_cosines_by_hand() -> None:
     """Three tasks, over two parameters: (3, 4), (0, -1), (0, 0)."""
     gradients = [torch.tensor([[3.0], [0.0], [0.0]]), torch.tensor([[4.0], [-1.0], [0.0]])]
@@ -123,7 +120,7 @@ def test_cosines_with_the_sum_of_the_others(seed) -> None:
 def setup(tasks: tuple[str, ...] = ("reach", "push", "pick-place"), **changes: object):
     torch.manual_seed(0)
     config = tiny_config(tasks=tasks, **changes)
-    ppo = PPO(config, SharedPolicy(config))
+    ppo = PPO(config, make_policy(config))
     for parameter in ppo.policy.parameters():  # the heads' last layer starts too small to tell anything
         torch.nn.init.normal_(parameter, std=0.3)
     td = make_rollout(ppo.policy, 12, 16)
@@ -143,16 +140,17 @@ def test_gradients_by_task_equal_one_backward_pass_for_each(compiling, monkeypat
     plain, _ = ppo.minibatch_loss(batch)
     torch.testing.assert_close(total, plain, rtol=1e-5, atol=1e-6)
     for task in range(k):
-        ppo.weigh([float(i == task) for i in range(k)])
+        ppo.set_task_weights([float(i == task) for i in range(k)])
         alone, _ = ppo.minibatch_loss(batch)
         expected = torch.autograd.grad(alone / k, list(torso.parameters()))
         for got, want in zip(by_task, expected, strict=True):
             torch.testing.assert_close(got[task], want, rtol=1e-3, atol=1e-5)
 
 
-def test_a_combination_that_adds_up_is_the_gradient_without_balance() -> None:
-    """The last step of an update goes by task to know the gradients, and learns the same."""
-    (plain, batch), (last, _) = setup(), setup()
+def test_a_combination_that_adds_up_is_the_gradient_without_a_method() -> None:
+    """The last step of an update goes by task where gradients are logged, and learns the same."""
+    (plain, batch), (last, _) = setup(), setup(log_gradients=True)
+    assert plain.last_step == plain.step
     for learner in (plain, last):
         learner.frames, learner.rows = batch, torch.arange(len(batch))
     plain.step()
@@ -162,20 +160,20 @@ def test_a_combination_that_adds_up_is_the_gradient_without_balance() -> None:
     assert plain.gram.isnan().all() and last.gram.isfinite().all()
 
 
-@pytest.mark.parametrize("balance", ["none", "cagrad"])
-def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(balance) -> None:
+@pytest.mark.parametrize("method", ["none", "cagrad"])
+def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(method) -> None:
     """Against one backward pass per task from where the last step started."""
-    ppo, _ = setup(balance=balance, num_epochs=2, num_minibatches=3)
+    ppo, _ = setup(gradient_method=method, log_gradients=method == "none", num_epochs=2, num_minibatches=3)
     data = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(data)
-    ppo.weigh([1.0, 0.0, 3.0])
+    ppo.set_task_weights([1.0, 0.0, 3.0])
     before, step = {}, ppo.last_step
     ppo.last_step = lambda: (before.update(copy.deepcopy(ppo.policy.state_dict())), step())[1]
     metrics = ppo.update(data)
     ppo.policy.load_state_dict(before)
     torso, gradients = list(ppo.policy.torso.parameters()), []
     for weights in ([1, 0, 0], [0, 0, 3]):
-        ppo.task_weights.copy_(torch.tensor(weights) * 3 / 4)
+        ppo.loss.task_weights.copy_(torch.tensor(weights) * 3 / 4)
         total, _ = ppo.minibatch_loss(ppo.frames[ppo.rows])
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, torso)]))
     reach, pick_place = gradients
@@ -191,8 +189,8 @@ def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(balance) ->
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
-def test_a_step_follows_the_combined_gradient_and_only_the_torso_is_balanced(method) -> None:
-    ppo, batch = setup(balance=method, max_grad_norm=1e9)
+def test_a_step_follows_the_combined_gradient_of_the_torso_and_leaves_the_heads_theirs(method) -> None:
+    ppo, batch = setup(gradient_method=method, max_grad_norm=1e9)
     ppo.frames, ppo.rows = batch, torch.arange(len(batch))
     torso = ppo.policy.torso.module
     copies = torso.copies()
@@ -200,7 +198,7 @@ def test_a_step_follows_the_combined_gradient_and_only_the_torso_is_balanced(met
     gradients = torch.autograd.grad(total, [*copies, *ppo.policy.critic_heads.parameters()])
     ppo.random.copy_(torch.rand(3, 3))
     by_task = list(gradients[: len(copies)])
-    expected = combine(by_task, {"pcgrad": pcgrad, "cagrad": cagrad}[method](gram_matrix(by_task), ppo.random))
+    expected = combine(by_task, METHODS[method](gram_matrix(by_task), ppo.random))
     ppo.step()
     for parameter, want in zip(torso.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-6)
@@ -209,14 +207,14 @@ def test_a_step_follows_the_combined_gradient_and_only_the_torso_is_balanced(met
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
-def test_one_task_has_nothing_to_balance(method) -> None:
-    balanced, plain = setup(("push",), balance=method)[0], setup(("push",))
+def test_one_task_has_nothing_to_combine(method) -> None:
+    combined, plain = setup(("push",), gradient_method=method)[0], setup(("push",))
     batch = plain[1]
-    for learner in (balanced, plain[0]):
+    for learner in (combined, plain[0]):
         learner.frames, learner.rows = batch, torch.arange(len(batch))
         learner.step()
     if method == "pcgrad":
-        for a, b in zip(balanced.policy.parameters(), plain[0].policy.parameters(), strict=True):
+        for a, b in zip(combined.policy.parameters(), plain[0].policy.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    for a, b in zip(balanced.policy.torso.parameters(), plain[0].policy.torso.parameters(), strict=True):
+    for a, b in zip(combined.policy.torso.parameters(), plain[0].policy.torso.parameters(), strict=True):
         assert torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.9999  # CAGrad's are longer

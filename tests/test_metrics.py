@@ -9,14 +9,14 @@ import os
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtrl_vec.cli import main
-from mtrl_vec.display import ProgressDisplay
-from mtrl_vec.metrics import COLUMNS, column_names, resident_megabytes
-from mtrl_vec.runs import RunLog
+from mtrl_vec.commands.cli import main
+from mtrl_vec.train.display import ProgressDisplay
+from mtrl_vec.train.log import RunLog
+from mtrl_vec.train.metrics import COLUMNS, column_names, resident_megabytes
 
 TASKS = ("reach-v3", "push-v3", "pick-place-v3")
 ROW = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import one_hot
 
-from mtrl_vec.normalization import ObservationNorm, RewardScale
+from mtrl_vec.learn.reward_scale import RewardScale
+from mtrl_vec.policy.normalization import ObservationNorm
 
 
 def test_observation_moments_equal_those_of_all_batches_together() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mtrl_vec import plotting
+from mtrl_vec.commands import curves
+from mtrl_vec.commands.curves import group_runs, load_run, read_metrics
+from mtrl_vec.commands.plot import draw_runs, plot_runs
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.config.sampling import DifficultyConfig
 from mtrl_vec.errors import InputError
-from mtrl_vec.plotting import draw_runs, group_runs, load_run, plot_runs, read_metrics
 
 NAN = math.nan
 FRAMES = (1_000_000, 2_000_000, 3_000_000)
@@ -42,7 +45,7 @@ def write_metrics(path: Path, success: list[float], frames=FRAMES, tasks=("push-
 def write_run(folder: Path, success=(0.1, 0.2, 0.3), tasks=("push-v3",), frames=FRAMES, **config: object) -> Path:
     folder.mkdir()
     write_metrics(folder / "metrics.csv", list(success), frames, tasks)
-    settings = TrainConfig(tasks=tasks, run_dir=folder, **config)
+    settings = TrainConfig.of(tasks=tasks, run_dir=folder, **config)
     (folder / "config.json").write_text(json.dumps(settings.to_dict()))
     return folder
 
@@ -96,7 +99,7 @@ def test_lowest_and_highest_are_of_all_runs_and_the_mean_is_not_the_median(tmp_p
 
 
 def test_long_runs_are_thinned_to_points_they_have(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(plotting, "MAX_POINTS", 2)
+    monkeypatch.setattr(curves, "MAX_POINTS", 2)
     runs = [write_run(tmp_path / f"s{i}", [0.1 * i, 0.3, 0.5], seed=i) for i in range(2)]
     assert points(figure_of(*runs).axes[FRAMES_SUCCESS].lines[0]) == [(1, 0.05), (3, 0.5)]
 
@@ -178,20 +181,21 @@ def test_groups_differ_in_more_than_the_seed_and_are_called_by_it(tmp_path) -> N
 
     base = [run("a", seed=1), run("b", seed=2, num_workers=2, device="cpu", quiet=True, overwrite=True)]
     config = json.loads((base[1] / "config.json").read_text())
-    (base[1] / "config.json").write_text(json.dumps(config | {"wandb": True, "max_restarts": 9}))
+    config["runtime"] |= {"wandb": True, "max_restarts": 9}
+    (base[1] / "config.json").write_text(json.dumps(config))
     assert labels_of(*base) == ["a … b"]
     overlap, lr = run("c", overlap=True), run("d", lr=0.001)
     assert labels_of(*base, overlap) == ["overlap=False", "overlap=True"]
-    assert labels_of(*base, overlap, lr) == ["overlap=False, lr=0.0003", "overlap=True", "lr=0.001"]
+    assert labels_of(*base, overlap, lr) == ["lr=0.0003, overlap=False", "overlap=True", "lr=0.001"]
     both = run("both", overlap=True, lr=0.001, gamma=0.9)
     assert labels_of(base[0], overlap, lr, both)[::3] == [
-        "overlap=False, lr=0.0003",  # two have these, and two the others
-        "overlap=True, lr=0.001, gamma=0.9",
+        "lr=0.0003, overlap=False",  # two have these, and two the others
+        "lr=0.001, gamma=0.9, overlap=True",
     ]
     half = run("half", lr=0.001, gamma=0.9)
     assert labels_of(base[0], overlap, lr, half) == [
         "lr=0.0003",
-        "overlap=True, lr=0.0003",
+        "lr=0.0003, overlap=True",
         "lr=0.001",
         "lr=0.001, gamma=0.9",
     ]
@@ -205,10 +209,25 @@ def test_groups_differ_in_more_than_the_seed_and_are_called_by_it(tmp_path) -> N
     assert [[run.path.name for run in group] for group in groups.values()] == [["a", "b"], ["c"]]
 
 
+def test_settings_of_one_method_of_task_sampling_are_no_difference_to_others(tmp_path) -> None:
+    uniform = write_run(tmp_path / "a")
+    difficulty = write_run(tmp_path / "b", sampling=DifficultyConfig())
+    meta = write_run(tmp_path / "c", sampling="meta")
+    assert labels_of(uniform, difficulty) == ["task_sampling=uniform", "task_sampling=difficulty"]
+    assert labels_of(meta, difficulty, uniform)[:2] == ["task_sampling=meta", "task_sampling=difficulty"]
+    other = write_run(tmp_path / "d", sampling=DifficultyConfig(min_task_weight=0.2))
+    assert labels_of(difficulty, other) == ["min_task_weight=0.1", "min_task_weight=0.2"]
+    assert labels_of(uniform, difficulty, other) == [
+        "task_sampling=uniform",
+        "min_task_weight=0.1",
+        "min_task_weight=0.2",
+    ]
+
+
 def test_a_setting_that_an_older_version_did_not_have(tmp_path) -> None:
     old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new")
     config = json.loads((old / "config.json").read_text())
-    del config["overlap"]
+    del config["learner"]["overlap"]
     (old / "config.json").write_text(json.dumps(config))
     assert labels_of(old, new) == ["overlap=unknown", "overlap=False"]
 
@@ -346,12 +365,11 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch) -> None:
     run = write_run(tmp_path / "run")
     (tmp_path / "curves.png").write_text("old")
 
-    def full(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[:10])
+    def full(descriptor: int) -> None:
+        os.truncate(descriptor, 10)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot write .*curves.png .No space left on device.: choose"):
         plot_runs([run], tmp_path / "curves")
     assert (tmp_path / "curves.png").read_text() == "old"
@@ -366,7 +384,7 @@ def test_without_matplotlib(tmp_path, monkeypatch) -> None:
 
 def test_importing_the_module_imports_no_matplotlib_and_plotting_no_pyplot(tmp_path) -> None:
     code = """
-import sys; from pathlib import Path; from mtrl_vec.plotting import plot_runs
+import sys; from pathlib import Path; from mtrl_vec.commands.plot import plot_runs
 assert "matplotlib" not in sys.modules
 plot_runs([Path(sys.argv[1])], Path(sys.argv[2]))
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

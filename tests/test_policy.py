@@ -5,21 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from tensordict import TensorDict
-from torch.nn.functional import one_hot, silu
+from torch.nn.functional import one_hot
 
-from mtrl_vec.policy import SharedPolicy, TaskHeads, relative_features
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import TASKS
-
-
-def loop_over_rows(heads: TaskHeads, x: torch.Tensor, task_idx: torch.Tensor) -> torch.Tensor:
-    rows = []
-    for row, k in zip(x, task_idx.tolist(), strict=True):
-        hidden = silu(row @ heads.weight1[k] + heads.bias1[k])
-        rows.append(hidden @ heads.weight2[k] + heads.bias2[k])
-    return torch.stack(rows)
+from mtrl_vec.policy.features import relative_features
+from mtrl_vec.policy.routing import TaskHeads
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import TASKS
 
 
 @pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
@@ -54,7 +47,7 @@ def test_under_autocast_the_last_layer_stays_in_full_precision(way: str) -> None
 
 def test_relative_features_of_simulated_steps() -> None:
     """Against what consecutive frames of the simulator say, and nothing of the observation is lost."""
-    sim = SawyerSim(TASKS, np.arange(6) % 3, seed=0)
+    sim = SimBatch(TASKS, np.arange(6) % 3, seed=0)
     rng = np.random.default_rng(0)
     before = sim.reset()
     for _ in range(5):
@@ -69,27 +62,14 @@ def test_relative_features_of_simulated_steps() -> None:
         before = now
 
 
-def batch(policy: SharedPolicy, *shape: int, task: int | None = None) -> TensorDict:
-    k = policy.num_tasks
-    task_idx = torch.randint(k, shape) if task is None else torch.full(shape, task)
-    return TensorDict(
-        {
-            "observation": torch.randn(*shape, 39),
-            "task_idx": task_idx,
-            "task_one_hot": one_hot(task_idx, k).float(),
-        },
-        shape,
-    )
-
-
 def inputs(td: TensorDict) -> tuple[torch.Tensor, ...]:
     return td["observation"], td["task_one_hot"], td["task_idx"]
 
 
 def test_gradients_reach_only_the_heads_of_tasks_in_the_batch() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config())
-    td = batch(policy, 20, task=1)
+    policy = make_policy(tiny_config())
+    td = make_batch(policy, 20, task=1)
     log_prob = policy.actor.get_dist(td).log_prob(torch.randn(20, 4))
     (log_prob.sum() + policy.value(*inputs(td)).sum()).backward()
     per_task = {name: p for name, p in policy.named_parameters() if "heads" in name or "log_std" in name}
@@ -102,8 +82,8 @@ def test_gradients_reach_only_the_heads_of_tasks_in_the_batch() -> None:
 
 def test_any_batch_shape_gives_the_rows_of_a_flat_batch() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config())
-    td = batch(policy, 2, 6, 5)
+    policy = make_policy(tiny_config())
+    td = make_batch(policy, 2, 6, 5)
     with torch.no_grad():
         nested, flat = policy.actor(td.clone()), policy.actor(td.reshape(-1))
         for one in (nested, flat):
@@ -116,42 +96,42 @@ def test_any_batch_shape_gives_the_rows_of_a_flat_batch() -> None:
 
 def test_the_log_probability_is_that_of_the_sampled_action() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config(init_std=0.5))
-    td = policy.actor(batch(policy, 30))
+    policy = make_policy(tiny_config(init_std=0.5))
+    td = policy.actor(make_batch(policy, 30))
     expected = torch.distributions.Normal(td["loc"], torch.full((30, 4), 0.5)).log_prob(td["action"]).sum(-1)
     torch.testing.assert_close(td["action_log_prob"], expected)
     assert (td["action"] - td["loc"]).abs().min() > 0
 
 
 def test_compiles_into_one_graph() -> None:
-    policy = SharedPolicy(tiny_config())
-    td = batch(policy, 16)
+    policy = make_policy(tiny_config())
+    td = make_batch(policy, 16)
     compiled = torch.compile(policy.distribution, fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(*inputs(td)), policy.distribution(*inputs(td)), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_fixed_std_is_not_trained() -> None:
-    policy = SharedPolicy(tiny_config(learn_std=False, init_std=0.7))
+    policy = make_policy(tiny_config(learn_std=False, init_std=0.7))
     assert not policy.actor_heads[0].module.log_std.requires_grad
     torch.testing.assert_close(policy.action_std(), torch.full((3, 4), 0.7))
 
 
 def test_the_limit_of_the_std_holds_for_what_is_learned() -> None:
-    policy = SharedPolicy(tiny_config(init_std=0.5))
+    policy = make_policy(tiny_config(init_std=0.5))
     with torch.no_grad():
         policy.actor_heads[0].module.log_std[1, 2] = -3.0
     policy.limit_std(0.3)
     expected = torch.full((3, 4), 0.3)
     expected[1, 2] = torch.tensor(-3.0).exp()
     torch.testing.assert_close(policy.action_std(), expected)
-    td = policy.actor(batch(policy, 30))
+    td = policy.actor(make_batch(policy, 30))
     torch.testing.assert_close(td["scale"], expected[td["task_idx"]])
 
 
 def test_popart_follows_the_targets_and_changes_no_output() -> None:
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config(popart=True))
+    policy = make_policy(tiny_config(popart=True))
     critic = policy.critic_heads.module
     torch.nn.init.normal_(critic.heads.bias2)
     task_idx = torch.arange(60) % 2  # none of the third

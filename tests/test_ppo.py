@@ -7,40 +7,20 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import make_policy, make_rollout, tiny_config
 from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
 from mtrl_vec.errors import Diverged
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ppo import LEARNING_KEYS, PPO, annealed, normalize_advantage
-
-
-def make_rollout(policy: SharedPolicy, envs: int, steps: int) -> TensorDict:
-    """Random data in the collector's layout, without a done."""
-    task_idx = (torch.arange(envs) % policy.num_tasks)[:, None].expand(envs, steps).contiguous()
-    td = TensorDict(
-        {
-            "observation": torch.randn(envs, steps, 39),
-            "task_idx": task_idx,
-            "task_one_hot": one_hot(task_idx, policy.num_tasks).float(),
-        },
-        (envs, steps),
-    )
-    false = torch.zeros(envs, steps, 1, dtype=torch.bool)
-    td["next"] = td.clone()
-    td["next", "observation"] = torch.randn(envs, steps, 39)
-    td["next"].update({"done": false, "terminated": false.clone(), "truncated": false.clone()})
-    td["next", "reward"] = torch.rand(envs, steps, 1)
-    td["next", "success"] = torch.rand(envs, steps, 1) < 0.3
-    with torch.no_grad():
-        policy.actor(td)
-    return td
+from mtrl_vec.learn.advantages import normalize_advantage
+from mtrl_vec.learn.learning_rate import adapt_lr, annealed
+from mtrl_vec.learn.loss import LEARNING_KEYS
+from mtrl_vec.learn.ppo import PPO
 
 
 def test_gae_bootstraps_a_truncation_and_not_a_termination() -> None:
     """Three steps each, gamma 0.5, lambda 0.5, worked out by hand; advantages before their normalisation."""
-    ppo = PPO(tiny_config(gamma=0.5, gae_lambda=0.5), SharedPolicy(tiny_config()))
+    ppo = PPO(tiny_config(gamma=0.5, gae_lambda=0.5), make_policy(tiny_config()))
     column = lambda *rows: torch.tensor(rows)[..., None]  # noqa: E731
     false = torch.zeros(3, 3, 1, dtype=torch.bool)
     done, terminated = false.clone(), false.clone()
@@ -58,7 +38,7 @@ def test_gae_bootstraps_a_truncation_and_not_a_termination() -> None:
         },
         (3, 3),
     )
-    ppo.gae(td)
+    ppo.advantages.gae(td)
     # deltas: 1 + 0.5 * 2 - 1 = 1;  1 + 0.5 * 8 - 2 = 3 | 1 - 2 = -1 | 1 + 0.5 * 3 - 2 = 0.5;  1 + 0.5 * 4 - 3 = 0
     expected = column([1 + 0.25 * 3, 3.0, 0.0], [1 + 0.25 * -1, -1.0, 0.0], [1 + 0.25 * 0.5, 0.5, 0.0])
     torch.testing.assert_close(td["advantage"], expected)
@@ -69,7 +49,7 @@ def test_advantages_of_a_rollout_equal_a_plain_loop() -> None:
     """The whole path: success bonus, critic on root and next, reward scale, GAE, normalisation per task."""
     torch.manual_seed(0)
     config = tiny_config(num_envs=6, gamma=0.9, gae_lambda=0.8, success_bonus=2.5)
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     ppo = PPO(config, policy)
     td = make_rollout(policy, 6, 16)
     td["next", "reward"] *= torch.tensor([1.0, 10, 100]).repeat(2)[:, None, None]
@@ -114,7 +94,7 @@ def test_the_loss_is_ppos() -> None:
     """Clipped surrogate (Schulman et al. 2017, eq. 7) and squared critic error, written out."""
     torch.manual_seed(0)
     config = tiny_config(num_envs=6, clip_epsilon=0.1, critic_coeff=0.5, init_std=0.5)
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     ppo = PPO(config, policy)
     td = make_rollout(policy, 6, 16)
     ppo.add_advantages(td)
@@ -137,7 +117,7 @@ def test_the_loss_is_ppos() -> None:
 def test_approx_kl_is_the_divergence_from_the_policy_that_acted() -> None:
     torch.manual_seed(0)
     config = tiny_config(num_envs=60, num_steps=200, init_std=0.5)
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     ppo = PPO(config, policy)
     batch = make_rollout(policy, 60, 200).reshape(-1)
     batch["advantage"] = batch["value_target"] = torch.zeros(12000, 1)
@@ -154,7 +134,7 @@ def test_approx_kl_is_the_divergence_from_the_policy_that_acted() -> None:
 def test_an_entropy_bonus_raises_the_std() -> None:
     torch.manual_seed(0)
     config = tiny_config(entropy_coeff=1.0, target_kl=None, lr=1e-2)
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     policy.limit_std(10.0)
     before = policy.action_std()
     ppo = PPO(config, policy)
@@ -168,7 +148,7 @@ def test_an_entropy_bonus_raises_the_std() -> None:
 def test_an_update_makes_good_actions_likelier() -> None:
     torch.manual_seed(0)
     config = tiny_config()
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     ppo = PPO(config, policy)
     td = make_rollout(policy, 12, 16)
     ppo.add_advantages(td)
@@ -184,16 +164,16 @@ def test_an_update_makes_good_actions_likelier() -> None:
     ("kl", "factor"), [(0.02, 1.0), (0.08, 1 / 1.5), (0.0, 1.5), (0.0288, 1 / 1.2), (-0.001, 1.5), (math.nan, 1.0)]
 )
 def test_learning_rate_follows_the_kl(kl: float, factor: float) -> None:
-    ppo = PPO(tiny_config(lr=1e-3), SharedPolicy(tiny_config()))
-    ppo.adapt_lr(torch.tensor(kl), 0.02)
+    ppo = PPO(tiny_config(lr=1e-3), make_policy(tiny_config()))
+    adapt_lr(ppo.lr, torch.tensor(kl), 0.02)
     assert float(ppo.lr) == pytest.approx(1e-3 * factor, rel=1e-4)
     assert ppo.optimizer.param_groups[0]["lr"] is ppo.lr
 
 
 def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
-    ppo = PPO(tiny_config(target_kl=0.02, final_kl_fraction=0.15), SharedPolicy(tiny_config()))
+    ppo = PPO(tiny_config(target_kl=0.02, final_kl_fraction=0.15), make_policy(tiny_config()))
     for _ in range(30):
-        ppo.adapt_lr(torch.tensor(10.0), 0.02)
+        adapt_lr(ppo.lr, torch.tensor(10.0), 0.02)
     assert float(ppo.lr) == pytest.approx(1e-5)
     assert [annealed(0.02, 0.003, p) for p in (0.0, 0.45, 0.9, 1.0)] == pytest.approx([0.02, 0.0115, 0.003, 0.003])
     assert [annealed(1, 0.3, p, 0.4) for p in (0.0, 0.4, 0.65, 0.9, 1.0)] == pytest.approx([1, 1, 0.65, 0.3, 0.3])
@@ -202,7 +182,7 @@ def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
 def test_the_update_uses_every_frame_once_per_epoch() -> None:
     torch.manual_seed(0)
     config = tiny_config(num_epochs=3, num_minibatches=4)
-    ppo = PPO(config, SharedPolicy(config))
+    ppo = PPO(config, make_policy(config))
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
     seen: list[torch.Tensor] = []
@@ -215,11 +195,36 @@ def test_the_update_uses_every_frame_once_per_epoch() -> None:
         assert torch.equal(torch.cat(seen[4 * epoch : 4 * epoch + 4]).sort().values, everything)
 
 
+def test_minibatches_that_do_not_divide_the_frames_leave_others_out_in_each_epoch() -> None:
+    """192 frames in 5 minibatches of 38: two are left over."""
+    torch.manual_seed(0)
+    config = tiny_config(num_epochs=3, num_minibatches=5)
+    assert config.minibatch_size == 38
+    ppo = PPO(config, make_policy(config))
+    td = make_rollout(ppo.policy, 12, 16)
+    ppo.add_advantages(td)
+    seen: list[torch.Tensor] = []
+    original = ppo._minibatch
+
+    def minibatch_and_note():
+        seen.append(ppo.rows.clone())
+        return original()
+
+    ppo._minibatch = minibatch_and_note
+    metrics = ppo.update(td)
+    assert [len(rows) for rows in seen] == [38] * 15
+    epochs = [torch.cat(seen[5 * epoch : 5 * epoch + 5]).tolist() for epoch in range(3)]
+    left_out = [frozenset(range(192)) - frozenset(used) for used in epochs]
+    assert [len(set(used)) for used in epochs] == [190] * 3 and [len(left) for left in left_out] == [2] * 3
+    assert len(set(left_out)) == 3
+    assert metrics["skipped_updates"] == 0 and torch.isfinite(metrics["approx_kl"])
+
+
 def test_compiled_advantages_and_losses_equal_the_eager_ones() -> None:
     """In one graph each; inductor would take minutes here, and what it makes of a graph is not ours."""
     torch.manual_seed(0)
     config = tiny_config(normalize_reward=True)
-    policy = SharedPolicy(config)
+    policy = make_policy(config)
     rollout = make_rollout(policy, 12, 16)
     eager, other = PPO(config, policy), PPO(config, policy)
     expected = eager.advantages(rollout)
@@ -237,20 +242,25 @@ def test_compiled_advantages_and_losses_equal_the_eager_ones() -> None:
     torch.testing.assert_close(compiled, total, rtol=1e-5, atol=1e-5)
 
 
-def test_learning_leaves_the_rollout_as_it_was() -> None:
+@pytest.mark.parametrize("settings", [{}, {"log_gradients": True}, {"gradient_method": "cagrad"}])
+def test_learning_leaves_the_rollout_as_it_was_and_tells_finite_metrics(settings) -> None:
+    """Those of the tasks' gradients where they are computed: to log them, or to combine them."""
     torch.manual_seed(0)
-    config = tiny_config()
-    rollout = make_rollout(SharedPolicy(config), 12, 16)
+    config = tiny_config(**settings)
+    rollout = make_rollout(make_policy(config), 12, 16)
     before = rollout.clone()
-    metrics = PPO(config, SharedPolicy(config)).learn(rollout, 0.0)
+    metrics = PPO(config, make_policy(config)).learn(rollout, 0.0)
     assert (rollout == before).all() and set(rollout.keys(True)) == set(before.keys(True))
-    assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
+    assert all(isinstance(value, float) for value in metrics.values())
+    missing = {name for name, value in metrics.items() if not math.isfinite(value)}
+    by_task = {f"{task}/{name}" for task in config.tasks for name in ("grad_norm", "grad_cosine")}
+    assert by_task < metrics.keys() and missing == (set() if settings else by_task)
 
 
 def test_a_step_without_finite_numbers_changes_nothing_and_is_counted() -> None:
     torch.manual_seed(0)
     config = tiny_config(num_epochs=1, num_minibatches=4)
-    ppo = PPO(config, SharedPolicy(config))
+    ppo = PPO(config, make_policy(config))
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
     assert ppo.update(td)["skipped_updates"] == 0
@@ -274,7 +284,7 @@ def test_a_step_without_finite_numbers_changes_nothing_and_is_counted() -> None:
 def test_skipped_steps_are_counted_over_updates_until_they_are_too_many() -> None:
     torch.manual_seed(0)
     config = tiny_config(max_skipped_updates=7)  # 4 steps an update
-    ppo = PPO(config, SharedPolicy(config))
+    ppo = PPO(config, make_policy(config))
     td = make_rollout(ppo.policy, 12, 16)
     td["next", "reward"][td["task_idx"] == 1] = math.nan
     assert ppo.learn(td, 0.0)["skipped_updates"] == 4
@@ -289,7 +299,7 @@ def test_with_popart_a_task_weighs_alike_whatever_the_scale_of_its_values() -> N
     for scale in (1.0, 100.0):
         torch.manual_seed(0)
         config = tiny_config(popart=True)
-        ppo = PPO(config, SharedPolicy(config))
+        ppo = PPO(config, make_policy(config))
         td = make_rollout(ppo.policy, 12, 16)
         ppo.add_advantages(td)  # sets the scale from the rollout
         critic = ppo.policy.critic_heads.module

@@ -7,12 +7,12 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_config
-from test_cli import SMALL
+from helpers import SMALL, tiny_config
 
-from mtrl_vec import profiling
-from mtrl_vec.cli import main
-from mtrl_vec.device import resolve_precision
+from mtrl_vec.commands import profile
+from mtrl_vec.commands.cli import main
+from mtrl_vec.config import PRESETS
+from mtrl_vec.learn.device import autocast
 
 
 @pytest.mark.parametrize("tasks", [("reach",), ("reach", "push", "pick-place")])
@@ -23,17 +23,24 @@ def test_operations_per_sample_counted_by_hand(tasks) -> None:
     others = 24 * 32 + 2 * 16 * 24 + 4 * 16 + 1 * 16  # second layer of the torso; both heads' first and second
     # A multiplication and an addition each; forward, gradient of the weights, and gradient of the inputs but for the
     # first layer's.
-    assert profiling.flops_per_sample(config) == 2 * (2 * first + 3 * others)
+    assert profile.flops_per_sample(config) == 2 * (2 * first + 3 * others)
 
 
 def test_the_union_of_intervals() -> None:
-    assert profiling._covered([(5, 6), (0, 2), (1, 3), (1.5, 2.5)]) == 4
+    assert profile._covered([(5, 6), (0, 2), (1, 3), (1.5, 2.5)]) == 4
 
 
-def test_auto_precision_goes_by_the_device() -> None:
-    assert resolve_precision(torch.device("cpu"), "auto") == "fp32"
-    assert resolve_precision(torch.device("cuda"), "auto") == "bf16"
-    assert resolve_precision(torch.device("cpu"), "bf16") == "bf16"
+def test_precision_is_what_the_settings_say_and_rounds_products_only() -> None:
+    """Nothing goes by the device that happens to be there: the preset for a GPU asks for bf16."""
+    assert {name: preset.runtime.precision for name, preset in PRESETS.items()} == {
+        "cpu": "fp32",
+        "gpu": "bf16",
+        "tutorial": "fp32",
+    }
+    x = torch.ones(2, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(torch.device("cpu"), precision):
+            assert (x @ x).dtype == dtype and (x + x).dtype == torch.float32
 
 
 def test_the_profile_adds_up_and_leaves_a_trace(tmp_path, capsys) -> None:
@@ -41,7 +48,7 @@ def test_the_profile_adds_up_and_leaves_a_trace(tmp_path, capsys) -> None:
     arguments = [*SMALL, "--run-dir", str(tmp_path / "run"), "--iterations", "2", "--json", str(out)]
     assert main(["profile", *arguments]) == 0
     report = json.loads(out.read_text())
-    parts = [report.get(f"seconds/{name}", 0.0) for name in profiling.PARTS]
+    parts = [report.get(f"seconds/{name}", 0.0) for name in profile.PARTS]
     assert 0.8 * report["seconds/total"] < sum(parts) <= 1.001 * report["seconds/total"]
     assert report["operators_per_step"] > 50
     assert (report["frames_per_batch"], report["optimiser_steps"]) == (192, 4)

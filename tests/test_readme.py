@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mtrl_vec.metrics import COLUMNS
+from mtrl_vec.train.metrics import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -36,16 +37,37 @@ def test_there_are_snippets() -> None:
 
 
 def test_the_table_of_columns_is_the_codes() -> None:
-    table = README.split("The columns of `metrics.csv`")[1].split("\n\n")[1]
+    table = (ROOT / "docs" / "runs.md").read_text().split("## The columns of `metrics.csv`")[1]
     rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", table, re.MULTILINE)
     assert dict(rows) == COLUMNS and len(rows) == len(COLUMNS)
 
 
-def test_links_and_files_exist() -> None:
-    targets = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    assert len(targets) > 3
-    modules = re.findall(r"`(mtrl_vec/\w+\.py)`", README)
-    for target in [*targets, *modules]:
-        assert (ROOT / target).exists(), target
-    described = {Path(module).name for module in modules}
-    assert described == {path.name for path in (ROOT / "mtrl_vec").glob("*.py")} - {"__init__.py", "__main__.py"}
+def test_links_exist() -> None:
+    targets = [(page, target) for page in PAGES for target in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text())]
+    assert len(targets) > 10
+    for page, target in targets:
+        assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_every_module_is_described_where_it_is() -> None:
+    """Wings as ``mtrl_vec/<wing>/`` in a row of their own, with their modules in this row or those below it."""
+    package = ROOT / "mtrl_vec"
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (?:`mtrl_vec/(\w+)/`)? ?\| (.+) \| .*\|$", text, re.MULTILINE)
+    described: dict[str, set[str]] = {}
+    wing = ""
+    for name, content in rows:
+        wing = name or wing
+        described.setdefault(wing, set()).update(re.findall(r"`(\w+\.py)`", content))
+    wings = {init.parent for init in package.glob("*/__init__.py")}
+    assert described.keys() == {folder.name for folder in wings}
+    for folder in wings:
+        assert described[folder.name] == {path.name for path in folder.glob("*.py")} - {"__init__.py"}, folder.name
+    modules = {f"mtrl_vec/{path.name}" for path in package.glob("*.py")}
+    assert modules - {"mtrl_vec/__init__.py", "mtrl_vec/__main__.py"} <= set(re.findall(r"`(mtrl_vec/[^`]*)`", text))
+
+
+def test_every_path_that_is_named_exists() -> None:
+    for page in PAGES:
+        for path in re.findall(r"`((?:mtrl_vec|benchmarks|tests)/[^`* ]*)`", page.read_text()):
+            assert (ROOT / path).exists(), (page.name, path)

@@ -1,87 +1,30 @@
-"""Going on after an interruption: exactly, and in spite of damaged files."""
+"""Continuing after an interruption: exactly, and in spite of damaged files."""
 
 from __future__ import annotations
 
-import csv
+import copy
+import itertools
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
-from test_cli import left, shared_memory_of, start_training, still_running, wait_for
+from helpers import assert_same, make_policy, tiny_config
+from processes import left, shared_memory_of, start_training, still_running, wait_for
 
-from mtrl_vec.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from mtrl_vec.cli import main
+from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.cli import main
+from mtrl_vec.config.sampling import CurriculumConfig, MetaConfig
 from mtrl_vec.errors import InputError
-from mtrl_vec.evaluation import Evaluation
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ppo import PPO
-from mtrl_vec.trainer import Trainer
-
-# Short episodes and evaluations, so that resets, statistics of episodes and best.pt are part of what is compared.
-SETTINGS = {"total_frames": 6 * 192, "max_episode_steps": 20, "eval_interval": 384, "eval_episodes": 2}
-
-
-def train(run_dir: Path, **changes: object) -> Trainer:
-    np.random.seed(0)  # nothing draws from it, but it is part of the state
-    trainer = Trainer(tiny_config(run_dir=run_dir, **SETTINGS | changes))
-    trainer.train()
-    return trainer
-
-
-def train_until_interrupted(run_dir: Path, after: int, **changes: object) -> None:
-    """Ctrl-C in the middle of iteration ``after + 1``, when its rollout has been collected."""
-    np.random.seed(0)
-    trainer = Trainer(tiny_config(run_dir=run_dir, **SETTINGS | changes))
-    learn, calls = trainer.ppo.learn, []
-
-    def learn_or_interrupt(*args, **options):
-        calls.append(1)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-        return learn(*args, **options)
-
-    trainer.ppo.learn = learn_or_interrupt
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-
-
-def resume(run_dir: Path, **changes: object) -> Trainer:
-    # Nothing of the process that was interrupted may be needed.
-    torch.manual_seed(12345)
-    np.random.seed(12345)
-    trainer = Trainer.resume(run_dir, **changes)
-    trainer.train()
-    return trainer
-
-
-def metrics(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
-
-
-def assert_same(one: object, other: object, where: str = "") -> None:
-    """Equal to the last bit, whatever is nested how."""
-    if isinstance(one, dict):
-        assert isinstance(other, dict) and one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, torch.Tensor):
-        assert isinstance(other, torch.Tensor), where
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=where)
-    else:
-        assert one == other or (one != one and other != other), where
-
-
-def whole_state(run_dir: Path) -> dict[str, object]:
-    """Of the newest checkpoint, but for what says where and how long."""
-    content = load_checkpoint(checkpoints(run_dir)[0])
-    return {k: v for k, v in content.items() if k not in ("config", "elapsed", "seconds", "counts")}
+from mtrl_vec.learn.ppo import PPO
+from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mtrl_vec.train import Trainer
+from mtrl_vec.train.evaluation import Evaluation
+from runs import PARTS, metrics, resume, train, train_until_interrupted, whole_state
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +38,7 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, undisturbed, after, workers) -> None:
     run_dir = tmp_path / "run"
     train_until_interrupted(run_dir, after, num_workers=2)
-    assert load_checkpoint(checkpoints(run_dir)[0])["iteration"] == after
+    assert load_checkpoint(checkpoints(run_dir)[0])["progress"]["iteration"] == after
     resume(run_dir, num_workers=workers)
     assert_same(whole_state(run_dir), whole_state(undisturbed))
     assert metrics(run_dir) == metrics(undisturbed)
@@ -109,7 +52,7 @@ def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path) -> None:
     train(tmp_path / "whole", overlap=True)
     train_until_interrupted(tmp_path / "run", 3, overlap=True)
     trainer = resume(tmp_path / "run")
-    assert trainer.iteration == 6
+    assert trainer.progress.iteration == 6
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "whole"))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
@@ -144,11 +87,13 @@ def test_the_last_three_checkpoints_and_the_best_are_kept(tmp_path) -> None:
 def test_nothing_random_is_left_out(undisturbed) -> None:
     """And everything that the file holds is a plain tensor or value: `load_checkpoint` takes nothing else."""
     content = load_checkpoint(checkpoints(undisturbed)[0])
-    assert content["random"].keys() == {"torch", "cuda", "numpy"}
-    assert content["ppo"]["minibatch_order"].dtype == torch.uint8
-    slots = content["simulators"]
+    about = {"format", "version", "config", "versions", "frames", "seconds"}
+    assert content.keys() == about | set(PARTS)
+    assert content["acting"]["generator"].dtype == content["learner"]["minibatch_order"].dtype == torch.uint8
+    slots = content["rollouts"]["simulators"]
     assert slots["state"].shape == (12, 56) and slots["rng"].shape == (12, 6) and slots["elapsed"].shape == (12,)
     assert content["versions"]["mujoco"] and content["config"]["seed"] == 1
+    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 2)
 
 
 def test_a_run_that_is_complete_goes_on_with_more_frames(tmp_path) -> None:
@@ -167,20 +112,22 @@ def test_what_cannot_be_resumed_is_one_line_and_nothing_changes(tmp_path, capsys
     only_policy.mkdir()
     content = load_checkpoint(run)
     save_checkpoint(
-        only_policy / "checkpoint-1.pt", {k: content[k] for k in ("config", "iteration", "frames", "policy")}
+        only_policy / "checkpoint-1.pt", {k: content[k] for k in ("config", "versions", "frames", "policy")}
     )
     older = tmp_path / "older"
     older.mkdir()
-    episodes = {k: v for k, v in content["episodes"].items() if k != "fast_success"}
-    save_checkpoint(
-        older / "checkpoint-1.pt", {k: v for k, v in content.items() if k != "format"} | {"episodes": episodes}
-    )
+    statistics = {k: v for k, v in content["statistics"].items() if k != "fast_success"}
+    save_checkpoint(older / "checkpoint-192.pt", content | {"statistics": statistics})
+    other = tmp_path / "other"
+    other.mkdir()
+    policy = {k: v[..., :1] if v.dim() else v for k, v in content["policy"].items()}
+    save_checkpoint(other / "checkpoint-192.pt", content | {"policy": policy})
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "checkpoint-5.pt").write_bytes(b"PK torn")
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for arguments, message in [
-        (["--resume"], "--resume needs the folder of a run"),
+        (["--resume"], "Missing value for argument '--resume'"),
         (["--resume", str(tmp_path / "missing")], "no checkpoint to resume from in"),
         (["--resume", str(damaged)], "none of the 1 checkpoints"),
         (
@@ -189,8 +136,9 @@ def test_what_cannot_be_resumed_is_one_line_and_nothing_changes(tmp_path, capsys
         ),
         (
             ["--resume", str(older), "--total-frames", "999"],
-            f"{older} is from another version (there is no fast_success)",
+            f"the run in {older} is from another version ('fast_success')",
         ),
+        (["--resume", str(other), "--total-frames", "999"], f"the run in {other} is from another version (Error"),
         (["--resume", str(run)], "total_frames is 192"),
         (["--resume", str(run), "--lr", "1"], "lr is 1.0: the run in"),
         (["--resume", str(run), "--torso", "64", "64"], "torso is (64, 64): the run in"),
@@ -218,7 +166,7 @@ def test_an_interruption_between_metrics_and_checkpoint_leaves_no_row_twice(tmp_
     resume(run_dir)
     assert metrics(run_dir) == metrics(undisturbed)
     assert all(math.isfinite(float(row["train/lr"])) for row in metrics(run_dir))
-    assert not (run_dir / "metrics.tmp").exists()
+    assert not list(run_dir.glob("*.tmp"))
 
 
 def test_a_run_that_was_killed_leaves_no_process_and_goes_on(tmp_path) -> None:
@@ -232,7 +180,8 @@ def test_a_run_that_was_killed_leaves_no_process_and_goes_on(tmp_path) -> None:
     frames = load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"]
     trainer = resume(tmp_path / "run", total_frames=frames + 192, num_workers=1)
     assert trainer.frames == frames + 192
-    assert [int(row["iteration"]) for row in metrics(tmp_path / "run")] == list(range(1, trainer.iteration + 1))
+    rows = metrics(tmp_path / "run")
+    assert [int(row["iteration"]) for row in rows] == list(range(1, trainer.progress.iteration + 1))
 
 
 def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) -> None:
@@ -243,10 +192,10 @@ def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) ->
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtrl_vec.trainer.Evaluation", Interrupted)
+        patch.setattr("mtrl_vec.train.run.Evaluation", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", num_workers=2)
-    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["iteration"] == 1
+    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["progress"]["iteration"] == 1
     resume(tmp_path / "run", num_workers=2)
     assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
     assert metrics(tmp_path / "run") == metrics(undisturbed)
@@ -281,10 +230,293 @@ def test_a_checkpoint_of_the_cpu_does_not_bring_its_optimisers_settings(tmp_path
     """A GPU's optimiser has to be capturable; that is not the checkpoint's to decide."""
     config = tiny_config()
     torch.manual_seed(0)
-    ppo = PPO(config, SharedPolicy(config))
-    state = ppo.state()
+    ppo = PPO(config, make_policy(config))
+    state = ppo.state_dict()
     state["optimizer"]["param_groups"][0] |= {"capturable": True, "eps": 0.5}
-    other = PPO(config, SharedPolicy(config))
-    other.restore(state)
+    other = PPO(config, make_policy(config))
+    other.load_state_dict(state)
     group = other.optimizer.param_groups[0]
     assert (group["capturable"], group["eps"]) == (False, 1e-5) and group["lr"] is other.lr
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uneven") / "run"
+    train(run_dir, num_envs=13, num_minibatches=5, num_workers=1, **UNEVEN)
+    return run_dir
+
+
+UNEVEN = {"total_frames": 6 * 13 * 16, "eval_interval": 3 * 13 * 16, "eval_episodes": 3}
+"""13 environments: neither three tasks nor two or three workers divide them; nor five minibatches their 208 frames."""
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_environments_that_nothing_divides_give_the_same_numbers_with_any_workers(tmp_path, uneven, workers) -> None:
+    train(tmp_path / "run", num_envs=13, num_minibatches=5, num_workers=workers, **UNEVEN)
+    assert_same(whole_state(tmp_path / "run"), whole_state(uneven))
+    assert metrics(tmp_path / "run") == metrics(uneven)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
+def test_so_they_do_when_interrupted_and_resumed_with_other_workers(tmp_path, uneven, before, after) -> None:
+    train_until_interrupted(tmp_path / "run", 4, num_envs=13, num_minibatches=5, num_workers=before, **UNEVEN)
+    trainer = resume(tmp_path / "run", num_workers=after)
+    assert (trainer.frames, trainer.config.runtime.num_workers) == (6 * 13 * 16, after)
+    assert_same(whole_state(tmp_path / "run"), whole_state(uneven))
+    assert metrics(tmp_path / "run") == metrics(uneven)
+    best = [load_checkpoint(folder / "best.pt") for folder in (tmp_path / "run", uneven)]
+    assert best[0]["frames"] == best[1]["frames"]
+    assert_same(best[0]["policy"], best[1]["policy"])
+
+
+def test_environments_that_nothing_divides_with_overlap_and_drawn_tasks(tmp_path) -> None:
+    """Where idle rows would show most: tasks change, and rollouts wait for their turn."""
+    settings = UNEVEN | {"num_envs": 13, "num_minibatches": 5, "overlap": True, "sampling": "random"}
+    train(tmp_path / "whole", num_workers=1, **settings)
+    train_until_interrupted(tmp_path / "run", 3, num_workers=3, **settings)
+    resume(tmp_path / "run", num_workers=2)
+    assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "whole"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def intricate(tmp_path_factory) -> Path:
+    """A run that was interrupted in the middle, with all that has a state."""
+    run_dir = tmp_path_factory.mktemp("intricate") / "run"
+    train_until_interrupted(run_dir, 4, sampling="meta", popart=True, overlap=True)
+    return run_dir
+
+
+def test_every_part_takes_its_state_and_gives_it_again(intricate) -> None:
+    content = load_checkpoint(checkpoints(intricate)[0])
+    original = copy.deepcopy(content)
+    run = Trainer(tiny_config(run_dir=intricate.parent / "other", sampling="meta", popart=True, overlap=True, seed=9))
+    assert content["pipeline"]["ahead"] is not None and content["evaluation"]["best_success"] >= 0
+    for name in PARTS:
+        part = getattr(run, name)
+        with pytest.raises(AssertionError):
+            assert_same(part.state_dict(), original[name], name)
+        part.load_state_dict(content[name])
+        assert_same(part.state_dict(), original[name], name)
+        part.load_state_dict(copy.deepcopy(part.state_dict()))  # twice is as good as once
+        assert_same(part.state_dict(), original[name], name)
+    run.rollouts.close()
+
+
+def test_a_run_does_not_change_the_checkpoint_that_it_continues_from(intricate) -> None:
+    content = load_checkpoint(checkpoints(intricate)[0])
+    original = copy.deepcopy(content)
+    run = Trainer.resume(intricate)
+    run.checkpoints.restore(content)
+    run.train()
+    assert_same(content, original)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory) -> dict[str, Path]:
+    """The folders of runs of one iteration by their task sampling, which could all continue."""
+    runs = {
+        "uniform": {},
+        "curriculum": {"sampling": CurriculumConfig(curriculum_success=0.8)},
+        "meta": {"sampling": MetaConfig(meta_lr=0.02), "task_weights": (1.0, 2.0, 3.0)},
+    }
+    folders = {name: tmp_path_factory.mktemp("started") / name for name in runs}
+    for name, settings in runs.items():
+        train(folders[name], total_frames=192, eval_interval=0, **settings)
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "message"),
+    [
+        ("uniform", "--seed 5", "seed is 5: the run in {run} was started with 1"),
+        (
+            "uniform",
+            "--tasks push reach",
+            "tasks is ('push-v3', 'reach-v3'): the run in {run} was started with ('reach",
+        ),
+        ("uniform", "--num-envs 13", "num_envs is 13: the run in {run} was started with 12"),
+        ("uniform", "--max-episode-steps 21", "max_episode_steps is 21: the run in {run} was started with 20"),
+        ("uniform", "--goals-seed 1", "goals_seed is 1: the run in {run} was started with None"),
+        ("uniform", "--no-random-phase", "random_phase is False: the run in {run} was started with True"),
+        ("uniform", "--torso 64 64", "torso is (64, 64): the run in {run} was started with (32, 32)"),
+        ("uniform", "--popart", "popart is True: the run in {run} was started with False"),
+        ("uniform", "--no-relative-features", "relative_features is False: the run in {run} was started with True"),
+        ("uniform", "--lr 1", "lr is 1.0: the run in {run} was started with 0.0003"),
+        ("uniform", "--num-minibatches 3", "num_minibatches is 3: the run in {run} was started with 2"),
+        ("uniform", "--overlap", "overlap is True: the run in {run} was started with False"),
+        ("uniform", "--gradient-method pcgrad", "gradient_method is pcgrad: the run in {run} was started with none"),
+        ("uniform", "--task-weights 1 1 2", "task_weights is (1.0, 1.0, 2.0): the run in {run} was started with (1.0,"),
+        ("uniform", "--task-sampling meta", "task_sampling is meta: the run in {run} was started with uniform"),
+        ("uniform", "--task-sampling curriculum", "task_sampling is curriculum: the run in {run} was started with uni"),
+        ("uniform", "--init-from pretrained", "init_from is pretrained: the run in {run} was started with None"),
+        ("meta", "--meta-lr 0.03", "meta_lr is 0.03: the run in {run} was started with 0.02"),
+        ("meta", "--temperature 2", "temperature is 2.0: the run in {run} was started with 1.0"),
+        ("meta", "--min-task-prob 0.2", "min_task_prob is 0.2: the run in {run} was started with 0.1"),
+        ("meta", "--task-sampling progress", "task_sampling is progress: the run in {run} was started with meta"),
+        ("meta", "--task-sampling uniform", "task_sampling is uniform: the run in {run} was started with meta"),
+        ("curriculum", "--task-sampling random", "task_sampling is random: the run in {run} was started with curri"),
+        ("curriculum", "--curriculum-success 0.9", "curriculum_success is 0.9: the run in {run} was started with 0.8"),
+        ("curriculum", "--curriculum push reach pick-place", "curriculum is ('push-v3', 'reach-v3', 'pick-place-v3'):"),
+    ],
+)
+def test_what_a_run_learns_is_not_changed_when_it_is_resumed(started, capsys, run, flags, message) -> None:
+    folder = started[run]
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert main(["train", "--resume", str(folder), "--total-frames", "999", *flags.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message.format(run=folder)}") and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_how_a_run_executes_may_change_when_it_is_resumed(started) -> None:
+    changes = {
+        "total_frames": 384,
+        "num_workers": 1,
+        "checkpoint_seconds": 0.0,
+        "eval_interval": 192,
+        "eval_episodes": 1,
+        "max_restarts": 0,
+        "max_skipped_updates": 1,
+        "log_gradients": True,
+    }
+    runtime = resume(started["uniform"], **changes).config.runtime
+    assert {name: getattr(runtime, name) for name in changes} == changes
+    written = json.loads((started["uniform"] / "config.json").read_text())["runtime"]
+    assert {name: written[name] for name in changes} == changes
+
+
+def test_flags_that_say_what_is_so_already_are_no_change(started) -> None:
+    folder = started["meta"]
+    flags = (
+        "--seed 1 --torso 32 32 --task-sampling meta --meta-lr 0.02 --task-weights 1 2 3 --tasks reach push pick-place"
+    )
+    assert main(["train", "--resume", str(folder), "--total-frames", "384", *flags.split()]) == 0
+    assert load_checkpoint(checkpoints(folder)[0])["frames"] == 384
+
+
+def test_settings_are_written_as_what_they_came_to(tmp_path, monkeypatch) -> None:
+    """Defaults that stand for something else, and ``auto``, are replaced in config.json and in all checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    sizes = (
+        "--num-envs 3 --num-steps 16 --num-minibatches 1 --num-epochs 1 --torso 32 32 --head 16 --max-episode-steps 20"
+    )
+    config = parse_train([*sizes.split(), "--total-frames", "48", "--eval-interval", "48", "--eval-episodes", "1"])
+    assert config.runtime.device == "auto" and config.runtime.num_workers is config.runtime.run_dir is None
+    run = Trainer(config)
+    run.train()
+    (folder,) = (tmp_path / "runs").iterdir()
+    written = [json.loads((folder / "config.json").read_text())]
+    written += [load_checkpoint(path)["config"] for path in (folder / "best.pt", folder / "checkpoint-48.pt")]
+    for values in written:
+        assert values == written[0] == run.config.to_dict()
+        assert "auto" not in itertools.chain(*(group.values() for group in values.values() if isinstance(group, dict)))
+        assert values["runtime"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+        assert type(values["runtime"]["num_workers"]) is int and 1 <= values["runtime"]["num_workers"] <= 3
+        assert (tmp_path / values["runtime"]["run_dir"]).samefile(folder)
+        assert values["learner"]["task_weights"] == [1.0, 1.0, 1.0]
+    many = Trainer(tiny_config(run_dir=tmp_path / "many", num_envs=3, num_minibatches=1, num_workers=50))
+    assert json.loads((tmp_path / "many" / "config.json").read_text())["runtime"]["num_workers"] == 3
+    many.lock.release()
+
+
+FLAT = {
+    "tasks": ["reach-v3", "push-v3", "pick-place-v3"],
+    "total_frames": 2000000,
+    "seed": 1,
+    "device": "auto",
+    "compile": "auto",
+    "cuda_graphs": True,
+    "precision": "auto",
+    "overlap": False,
+    "run_dir": None,
+    "overwrite": False,
+    "quiet": False,
+    "wandb": False,
+    "checkpoint_seconds": 60.0,
+    "max_restarts": 3,
+    "max_skipped_updates": 36,
+    "num_envs": 360,
+    "num_workers": None,
+    "max_episode_steps": 100,
+    "goals_seed": None,
+    "random_phase": True,
+    "torso": [256, 256],
+    "head": 128,
+    "init_std": 1.0,
+    "final_std": 0.3,
+    "learn_std": True,
+    "num_steps": 32,
+    "num_epochs": 6,
+    "num_minibatches": 6,
+    "lr": 0.0003,
+    "target_kl": 0.02,
+    "final_kl_fraction": 0.2,
+    "eval_interval": 250000,
+    "eval_episodes": 60,
+    "schedule": "uniform",
+    "share_floor": 0.1,
+    "temperature": 1.0,
+    "curriculum": None,
+    "curriculum_success": 0.9,
+    "curriculum_frames": None,
+    "difficulty_by": "success",
+    "meta_lr": 0.01,
+    "balance": "none",
+    "task_weights": None,
+    "success_bonus": 5.0,
+    "gamma": 0.99,
+    "gae_lambda": 0.97,
+    "clip_epsilon": 0.2,
+    "entropy_coeff": 0.0,
+    "critic_coeff": 0.5,
+    "max_grad_norm": 1.0,
+    "relative_inputs": True,
+    "normalize_observation": True,
+    "normalize_reward": True,
+    "popart": False,
+    "per_task_advantage": True,
+}
+"""The settings of a run of version 1, as it wrote them."""
+
+
+@pytest.mark.parametrize("method", ["uniform", "curriculum", "meta"])
+def test_a_run_of_version_1_is_one_line_that_says_what_to_do(tmp_path, capsys, method) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    flat = FLAT | {"schedule": method, "run_dir": str(run), "torso": [32, 32], "head": 16}
+    policy = make_policy(tiny_config())
+    with torch.no_grad():  # the limit was applied when the standard deviation was read
+        policy.actor_heads[0].module.log_std[0] = 0.5
+        policy.actor_heads[0].module.std_limit.fill_(0.8)
+    learner = PPO(tiny_config(), policy)
+    content = {
+        "format": "mtrl_vec checkpoint 1",
+        "config": flat,
+        "iteration": 2,
+        "frames": 23040,
+        "versions": {"torch": "2.11.0"},
+        "policy": policy.state_dict(),
+        "ppo": learner.state_dict(),
+        "simulators": {"state": torch.zeros(360, 56)},
+    }
+    torch.save(content, run / "checkpoint-23040.pt")
+    (run / "config.json").write_text(json.dumps(flat))
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    for flags in ([], ["--total-frames", "9000000"], ["--quiet"], ["--seed", "3"]):
+        assert main(["train", "--resume", str(run), *flags]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: the run in {run} is from an older version") and err.count("\n") == 1
+        assert "it cannot be resumed" in err and "can be evaluated" in err and f"--init-from {run}" in err
+    with pytest.raises(InputError, match=r"is from an older version.*cannot be resumed"):
+        Trainer.resume(run)
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    # What it says to do can be done.
+    trained = load_policy(run)
+    assert (trained.frames, trained.config.sampling.name, trained.config.policy.torso) == (23040, method, (32, 32))
+    torch.testing.assert_close(trained.module.action_std()[0], torch.full((4,), 0.8))
+    sizes = ["--init-from", str(run), "--torso", "32", "32", "--head", "16", "--num-envs", "3", "--num-steps", "16"]
+    more = ["--num-minibatches", "1", "--total-frames", "48", "--eval-interval", "0", "--device", "cpu", "--quiet"]
+    assert main(["train", *sizes, *more, "--run-dir", str(tmp_path / "new")]) == 0
+    assert load_checkpoint(checkpoints(tmp_path / "new")[0])["frames"] == 48
+    assert main(["train", *more, *sizes[2:], "--run-dir", str(run), "--overwrite"]) == 0  # it is the folder of a run

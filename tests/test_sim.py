@@ -1,23 +1,44 @@
-"""`SawyerSim` beyond parity: resets, random streams, time limits, unstable physics."""
+"""`SimBatch` beyond parity: resets, random streams, time limits, unstable physics."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 from metaworld_oracle import TASK_NAMES, expert
 
-from mtrl_vec.sim import SawyerSim, load_model
-from mtrl_vec.tasks import TASKS
+from mtrl_vec.sim import SimBatch, Step
+from mtrl_vec.sim.world import load_model
+from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.task import Task
+
+MODELS = [f"sawyer_xyz/sawyer_{name}_v3.xml" for name in ("reach", "push", "pick_place")]
+"""Meta-World's own for each task: identical but for the goal's marker."""
 
 
 def random_actions(n: int, steps: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (steps, n, 4)).astype(np.float32)
 
 
+def with_models(*models: str) -> tuple[Task, ...]:
+    """The tasks with other model files, and so in as many worlds as there are different ones."""
+    return tuple(dataclasses.replace(task, model_file=model) for task, model in zip(TASKS, models, strict=True))
+
+
+REACH, PUSH, PICK_PLACE = MODELS
+WORLDS = {
+    "reach apart": with_models(REACH, PICK_PLACE, PICK_PLACE),
+    "push apart": with_models(PICK_PLACE, PUSH, PICK_PLACE),
+    "three worlds": with_models(REACH, PUSH, PICK_PLACE),
+}
+in_worlds = pytest.mark.parametrize("tasks", WORLDS.values(), ids=WORLDS)
+
+
 def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
     actions = random_actions(6, 30)
-    whole = SawyerSim(TASKS, np.arange(6) % 3, seed=3, random_phase=True)
-    parts = [SawyerSim(TASKS, np.arange(f, f + 3) % 3, seed=3, first_slot=f, random_phase=True) for f in (0, 3)]
+    whole = SimBatch(TASKS, np.arange(6) % 3, seed=3, random_phase=True)
+    parts = [SimBatch(TASKS, np.arange(f, f + 3) % 3, seed=3, first_slot=f, random_phase=True) for f in (0, 3)]
     np.testing.assert_array_equal(whole.reset(), np.concatenate([p.reset() for p in parts]))
     np.testing.assert_array_equal(whole.elapsed, np.concatenate([p.elapsed for p in parts]))
     for action in actions:
@@ -30,9 +51,11 @@ def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
 def test_resting_after_success_changes_nothing_before_it_and_nothing_moves_after() -> None:
     """Meta-World's experts in both, fed with the same observations, over an episode and a reset."""
     task_idx = np.arange(6) % 3
-    usual, lazy = (SawyerSim(TASKS, task_idx, seed=1, rest_after_success=rest) for rest in (False, True))
+    usual, lazy = (SimBatch(TASKS, task_idx, seed=1, rest_after_success=rest) for rest in (False, True))
     experts = [expert(TASK_NAMES[k]) for k in task_idx]
-    physics = slice(0, usual._ctrl.start)  # clock, positions, velocities; what follows is only what acts on them
+    physics = slice(
+        0, usual.worlds[0]._parts["CTRL"].start
+    )  # clock, positions, velocities; what follows is only what acts on them
     for _ in range(2):
         observation = usual.reset()
         np.testing.assert_array_equal(lazy.reset(), observation)
@@ -55,15 +78,15 @@ def test_resting_after_success_changes_nothing_before_it_and_nothing_moves_after
 
 
 def test_seeds_and_slots_draw_different_goals() -> None:
-    goals = [SawyerSim(TASKS, [0, 0, 0], seed=s).reset()[:, 36:] for s in (0, 1)]
+    goals = [SimBatch(TASKS, [0, 0, 0], seed=s).reset()[:, 36:] for s in (0, 1)]
     assert len(np.unique(np.concatenate(goals), axis=0)) == 6
-    sim = SawyerSim(TASKS, [0], seed=0)
+    sim = SimBatch(TASKS, [0], seed=0)
     assert not np.array_equal(sim.reset()[0, 36:], sim.reset()[0, 36:])
 
 
 def test_the_goal_is_visible_after_a_step() -> None:
     """With the goal-hidden bounds, which Meta-World caches at first, the clip would zero it."""
-    sim = SawyerSim(TASKS, [0, 1, 2])
+    sim = SimBatch(TASKS, [0, 1, 2])
     first = sim.reset()
     step = sim.step(np.zeros((3, 4), np.float32))
     assert (np.abs(step.observation[:, 37]) >= 0.8).all()
@@ -71,7 +94,7 @@ def test_the_goal_is_visible_after_a_step() -> None:
 
 
 def test_time_limit_and_reset_counts() -> None:
-    sim = SawyerSim(TASKS, [0, 1, 2], max_episode_steps=5)
+    sim = SimBatch(TASKS, [0, 1, 2], max_episode_steps=5)
     sim.reset()
     for t in range(1, 6):
         truncated = sim.step(np.zeros((3, 4), np.float32)).truncated
@@ -81,7 +104,7 @@ def test_time_limit_and_reset_counts() -> None:
 
 
 def test_random_phases_spread_the_first_episodes_only() -> None:
-    sim = SawyerSim(TASKS, np.zeros(300, int), random_phase=True)
+    sim = SimBatch(TASKS, np.zeros(300, int), random_phase=True)
     sim.reset()
     counts, _ = np.histogram(sim.elapsed, bins=5, range=(0, 500))
     assert counts.min() > 35  # 60 expected, standard deviation 7
@@ -91,15 +114,16 @@ def test_random_phases_spread_the_first_episodes_only() -> None:
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_fixed_goals_are_the_fifty_of_the_benchmark_seed(task) -> None:
-    sim = SawyerSim([task], np.zeros(400, int), goals_seed=7)
+    sim = SimBatch([task], np.zeros(400, int), goals_seed=7)
     seen = np.unique(sim.reset()[:, 36:38], axis=0)
-    expected = np.unique(task.benchmark_vectors(7)[:, 3:5], axis=0)
+    expected = np.unique(task.draw.benchmark_vectors(7)[:, 3:5], axis=0)
     np.testing.assert_array_equal(seen, expected)
 
 
-def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("tasks", [TASKS, WORLDS["three worlds"]], ids=["one world", "three worlds"])
+def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone(tasks) -> None:
     actions = random_actions(3, 20)
-    sim, undisturbed = SawyerSim(TASKS, [0, 1, 2]), SawyerSim(TASKS, [0, 1, 2])
+    sim, undisturbed = SimBatch(tasks, [0, 1, 2]), SimBatch(tasks, [0, 1, 2])
     sim.reset(), undisturbed.reset()
     for t, action in enumerate(actions):
         if t == 10:
@@ -124,7 +148,7 @@ def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone() -> No
 
 def test_physics_warnings_leave_no_file_behind(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sim = SawyerSim(TASKS, [0])
+    sim = SimBatch(TASKS, [0])
     sim.reset()
     sim.state[0, 20] = 1e12
     assert sim.step(np.zeros((1, 4), np.float32)).unstable[0]
@@ -133,7 +157,7 @@ def test_physics_warnings_leave_no_file_behind(tmp_path, monkeypatch) -> None:
 
 def test_a_saved_row_continues_with_the_same_bits() -> None:
     actions = random_actions(2, 40)
-    sim = SawyerSim(TASKS, [1, 2])
+    sim = SimBatch(TASKS, [1, 2])
     sim.reset()
     for action in actions[:20]:
         sim.step(action)
@@ -149,22 +173,22 @@ def test_the_three_models_differ_only_in_the_goal_marker() -> None:
     import mujoco
     from metaworld.asset_path_utils import full_V3_path_for
 
-    names = ("reach", "push", "pick_place")
-    models = [mujoco.MjModel.from_xml_path(full_V3_path_for(f"sawyer_xyz/sawyer_{n}_v3.xml")) for n in names]
+    models = [mujoco.MjModel.from_xml_path(full_V3_path_for(model)) for model in MODELS]
     marker = {"site_pos", "site_rgba"}
     for attribute in dir(models[0]):
         value = getattr(models[0], attribute)
         if isinstance(value, np.ndarray) and attribute not in marker:
             for other in models[1:]:
                 np.testing.assert_array_equal(value, getattr(other, attribute), err_msg=attribute)
-    assert load_model().ngeom < load_model(visual=True).ngeom == models[0].ngeom
+    (file,) = {task.model_file for task in TASKS}
+    assert load_model(file).ngeom < load_model(file, visual=True).ngeom == models[0].ngeom
 
 
 def test_a_restored_simulation_goes_on_to_the_last_bit_in_another_simulator() -> None:
     """With resets, random draws and contacts after the snapshot; the other one has another past and another seed."""
     options = {"max_episode_steps": 25, "random_phase": True, "rest_after_success": True}
-    first = SawyerSim(TASKS, np.arange(6) % 3, seed=7, **options)
-    second = SawyerSim(TASKS, np.arange(6)[::-1] % 3, seed=8, first_slot=100, **options)
+    first = SimBatch(TASKS, np.arange(6) % 3, seed=7, **options)
+    second = SimBatch(TASKS, np.arange(6)[::-1] % 3, seed=8, first_slot=100, **options)
     actions = np.random.default_rng(0).uniform(-1, 1, (80, 6, 4)).astype(np.float32)
     for sim, start in ((first, 0), (second, 10)):
         sim.reset()
@@ -181,7 +205,7 @@ def test_a_restored_simulation_goes_on_to_the_last_bit_in_another_simulator() ->
 
 
 def test_a_snapshot_is_a_copy() -> None:
-    sim = SawyerSim(TASKS, [0, 1, 2], seed=7)
+    sim = SimBatch(TASKS, [0, 1, 2], seed=7)
     sim.reset()
     snapshot = sim.snapshot()
     kept = {name: array.copy() for name, array in snapshot.items()}
@@ -190,3 +214,77 @@ def test_a_snapshot_is_a_copy() -> None:
     for name, array in kept.items():
         np.testing.assert_array_equal(snapshot[name], array, err_msg=name)
         assert len(array) == 3
+
+
+def act(experts: list, sim: SimBatch, random: np.ndarray) -> np.ndarray:
+    """Actions [n, 4] of the experts of the slots' tasks in even slots, random ones in the others."""
+    action = random.copy()
+    for slot in range(0, sim.num_slots, 2):
+        action[slot] = experts[sim.task_idx[slot]].get_action(sim.observation[slot])
+    return action
+
+
+def assert_step_and_reset_alike(one: SimBatch, other: SimBatch, action: np.ndarray) -> Step:
+    """Step both and reset what is truncated; every number that comes out is the same. Returns the step's."""
+    step, got = one.step(action), other.step(action)
+    for name, expected, value in zip(step._fields, step, got, strict=True):
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    np.testing.assert_array_equal(other.reset(step.truncated), one.reset(step.truncated))
+    np.testing.assert_array_equal(other.task_idx, one.task_idx)
+    return step
+
+
+@in_worlds
+def test_tasks_in_worlds_of_their_own_give_the_bits_of_one_world(tasks) -> None:
+    """Also where slots change to a task of another world at a reset, and while a world has no slot at all."""
+    n, options = 9, {"seed": 3, "max_episode_steps": 60, "random_phase": True}
+    one, other = (SimBatch(some, np.arange(n) % 3, **options) for some in (TASKS, tasks))
+    assert len(one.worlds) == 1 and len(other.worlds) == len({task.model_file for task in tasks}) > 1
+    np.testing.assert_array_equal(other.reset(), one.reset())
+    experts, actions = [expert(name) for name in TASK_NAMES], random_actions(n, 200)
+    apart = np.array([task.model_file != PICK_PLACE for task in tasks])  # from the last task
+    # The marker that a slot's positions were computed with tells its world, in which nothing else is different.
+    markers = np.array([load_model(task.model_file).site("goal").pos for task in tasks])
+    moved, succeeded = 0, np.zeros(3, dtype=bool)
+    for t, random in enumerate(actions):
+        if t == 20:
+            one.set_task_probs(np.ones(3) / 3), other.set_task_probs(np.ones(3) / 3)
+        if t == 100:  # to chosen tasks and vectors, and all slots away from the others' worlds
+            task_idx, rng = np.full(n, 2), np.random.default_rng(0)
+            vectors = np.stack([TASKS[k].draw.sample(rng) for k in task_idx])
+            start = [sim.reset(task_idx=task_idx, vectors=vectors) for sim in (one, other)]
+            np.testing.assert_array_equal(*start)
+        before = apart[other.task_idx]
+        step = assert_step_and_reset_alike(one, other, act(experts, one, random))
+        np.testing.assert_allclose(other.snapshot()["site_xpos"][:, 0], markers[other.task_idx], atol=1e-12)
+        moved += int((before != apart[other.task_idx]).sum())
+        succeeded[one.task_idx[step.success]] = True
+    assert moved >= 4 and succeeded[:2].all()  # else this would prove little
+    theirs, ours = one.snapshot(), other.snapshot()
+    for arrays in (theirs, ours):
+        arrays["site_xpos"] = arrays["site_xpos"][:, 1:]  # without the goal's marker, which nothing reads
+    assert one.worlds[0].model.site(0).name == "goal"
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+@in_worlds
+def test_a_snapshot_goes_on_in_another_instance_and_in_other_worlds(tasks) -> None:
+    n, options = 6, {"max_episode_steps": 25, "random_phase": True, "rest_after_success": True}
+    probs = np.array([0.3, 0.3, 0.4])
+    first = SimBatch(tasks, np.arange(n) % 3, seed=7, **options)
+    others = [SimBatch(some, np.arange(n)[::-1] % 3, seed=8, first_slot=100, **options) for some in (tasks, TASKS)]
+    actions = random_actions(n, 90)
+    for start, sim in enumerate((first, *others)):  # each with a past of its own
+        sim.set_task_probs(probs)
+        sim.reset()
+        for action in actions[10 * start : 10 * start + 30]:
+            sim.reset(sim.step(action).truncated)
+    snapshot = first.snapshot()
+    for other in others:
+        assert not np.array_equal(other.task_idx, first.task_idx)
+        first.restore(snapshot)
+        other.restore({name: array.copy() for name, array in snapshot.items()})
+        np.testing.assert_array_equal(other.task_idx, snapshot["task_idx"])
+        resets = sum(assert_step_and_reset_alike(first, other, action).truncated.sum() for action in actions[30:])
+        assert resets > n and not np.array_equal(first.task_idx, snapshot["task_idx"])

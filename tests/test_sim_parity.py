@@ -1,4 +1,4 @@
-"""`SawyerSim` against the real Meta-World, step by step."""
+"""`SimBatch` against the real Meta-World, step by step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from metaworld_oracle import TASK_NAMES, expert, make_env, set_vector
 
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import TASKS
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import TASKS
 
 STEPS = 500
 
 
 def draw_vectors(task_idx: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.stack([TASKS[k].sample(rng) for k in task_idx])
+    return np.stack([TASKS[k].draw.sample(rng) for k in task_idx])
 
 
-def compare_rollout(sim: SawyerSim, envs, observations: np.ndarray, rng: np.random.Generator, steps: int) -> dict:
+def compare_rollout(sim: SimBatch, envs, observations: np.ndarray, rng: np.random.Generator, steps: int) -> dict:
     """Step `sim` and `envs` with the same actions: even slots follow the expert for half of the steps, the rest random.
 
     Returns what the rollout visited, so that a test can tell whether it proved anything.
@@ -49,7 +49,7 @@ def test_episodes_equal_metaworld(task_index: int) -> None:
     """Four goals, a whole episode, then a reset and the start of the next one: same bits."""
     rng = np.random.default_rng(task_index)
     task_idx = np.full(4, task_index)
-    sim = SawyerSim(TASKS, task_idx)
+    sim = SimBatch(TASKS, task_idx)
     envs = [make_env(TASK_NAMES[task_index]) for _ in task_idx]
     for steps in (STEPS, 60):
         vectors = draw_vectors(task_idx, rng)
@@ -66,7 +66,7 @@ def test_episodes_equal_metaworld(task_index: int) -> None:
 
 def test_a_slot_that_changes_its_task_stays_exact() -> None:
     rng = np.random.default_rng(7)
-    sim = SawyerSim(TASKS, [0, 1, 2, 0])
+    sim = SimBatch(TASKS, [0, 1, 2, 0])
     sim.reset()
     for _ in range(40):
         sim.step(rng.uniform(-1, 1, (4, 4)).astype(np.float32))

@@ -11,30 +11,33 @@ from metaworld.utils import reward_utils
 from metaworld_oracle import TASK_NAMES, make_env
 
 from mtrl_vec.errors import InputError
-from mtrl_vec.tasks import TASKS, hamacher, resolve_tasks, tolerance
+from mtrl_vec.tasks.rewards import hamacher, tolerance
+from mtrl_vec.tasks.suite import TASKS, resolve_tasks
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_reset_ranges_are_metaworlds(task) -> None:
     space = make_env(task.name)._random_reset_space
-    np.testing.assert_array_equal(space.low, task.obj_low + task.goal_low)
-    np.testing.assert_array_equal(space.high, task.obj_high + task.goal_high)
-    assert TASKS[task.index] is task
+    np.testing.assert_array_equal(space.low, task.draw.low)
+    np.testing.assert_array_equal(space.high, task.draw.high)
+    # The goal is drawn from within what it is clipped to in observations.
+    np.testing.assert_array_equal(space.low[3:], task.goal_low)
+    np.testing.assert_array_equal(space.high[3:], task.goal_high)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
 def test_benchmark_vectors_are_metaworlds_fifty(task) -> None:
     for seed in (0, 42):
         expected = [pickle.loads(t.data)["rand_vec"] for t in metaworld.MT1(task.name, seed=seed).train_tasks]
-        np.testing.assert_array_equal(task.benchmark_vectors(seed), expected)
+        np.testing.assert_array_equal(task.draw.benchmark_vectors(seed), expected)
 
 
 def test_sampled_goals_fill_their_range_but_keep_their_distance() -> None:
     rng = np.random.default_rng(0)
     for task in TASKS:
-        vectors = np.stack([task.sample(rng) for _ in range(2000)])
+        vectors = np.stack([task.draw.sample(rng) for _ in range(2000)])
         assert (np.linalg.norm(vectors[:, :2] - vectors[:, 3:5], axis=1) >= 0.15).all()
-        low, high = np.array(task.obj_low + task.goal_low), np.array(task.obj_high + task.goal_high)
+        low, high = np.array(task.draw.low), np.array(task.draw.high)
         spread = (vectors.max(0) - vectors.min(0)) / np.where(high > low, high - low, 1)
         assert ((vectors >= low) & (vectors <= high)).all()
         assert (spread[high > low] > 0.98).all()

@@ -10,10 +10,12 @@ import metaworld  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from helpers import make_policy, tiny_config
 
 import mtrl_vec
 from mtrl_vec.errors import InputError
-from mtrl_vec.trained import load_policy
+from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,17 @@ def test_it_solves_a_task_in_a_plain_gymnasium_loop(policy, task) -> None:
             break
     assert info["success"]
     env.close()
+
+
+def test_rows_of_any_tasks_in_one_call(policy) -> None:
+    rows, task_idx = np.random.default_rng(0).normal(size=(6, 39)), np.array([2, 0, 1, 1, 0, 2])
+    actions = policy.act(rows, task_idx)
+    expected = [policy(row, policy.tasks[k]) for row, k in zip(rows, task_idx, strict=True)]
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
+    assert actions.dtype == np.float32 and np.abs(actions).max() <= 1
+    torch.manual_seed(0)
+    drawn = policy.act(rows, task_idx, sample=True)
+    assert np.abs(drawn).max() <= 1 and not np.allclose(drawn, actions, atol=1e-3)
 
 
 def test_batches_names_and_samples(policy) -> None:
@@ -64,13 +77,8 @@ def test_bad_calls_are_named(policy, observation, task, message) -> None:
 
 
 def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
-    from conftest import tiny_config
-
-    from mtrl_vec.checkpoint import save_checkpoint
-    from mtrl_vec.policy import SharedPolicy
-
     config = tiny_config(tasks=("push",))
-    content = {"config": config.to_dict(), "policy": SharedPolicy(config).state_dict(), "frames": 5}
+    content = {"config": config.to_dict(), "policy": make_policy(config).state_dict(), "frames": 5}
     save_checkpoint(tmp_path / "one.pt", content)
     with pytest.raises(InputError, match="task is 'reach-v3': this policy was trained on push-v3"):
         load_policy(tmp_path / "one.pt")(np.zeros(39), "reach-v3")
@@ -80,6 +88,16 @@ def test_what_the_package_offers_and_what_a_simulator_process_need_not_load() ->
     assert {name for name in mtrl_vec.__all__ if getattr(mtrl_vec, name)} == set(mtrl_vec.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Agent'"):
         mtrl_vec.Agent  # noqa: B018
-    modules = "mtrl_vec.trainer", "mtrl_vec.ppo", "tensorboard"
-    code = f"import sys, mtrl_vec.envs; print(*[m for m in {modules} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == ""
+    assert imported_by("import mtrl_vec.envs", "mtrl_vec.train", "mtrl_vec.learn", "tensorboard") == []
+
+
+def test_a_policy_is_loaded_and_used_without_any_simulator() -> None:
+    code = "import mtrl_vec, numpy; mtrl_vec.load_policy('pretrained')(numpy.zeros(39), 'push')"
+    assert imported_by(code, "mtrl_vec.sim", "mtrl_vec.envs", "metaworld") == []
+    assert imported_by("import mtrl_vec.sim", "mtrl_vec.sim", "metaworld") != []  # it would be noticed
+
+
+def imported_by(code: str, *modules: str) -> list[str]:
+    """Which of the modules a process has imported that has run some code."""
+    command = [sys.executable, "-c", f"{code}; import sys; print(*[m for m in {modules} if m in sys.modules])"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

@@ -11,22 +11,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import make_policy, tiny_config
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 
-from mtrl_vec import workers
-from mtrl_vec.acting import ActingPolicy
-from mtrl_vec.checkpoint import load_checkpoint
 from mtrl_vec.config import PRESETS, TrainConfig
-from mtrl_vec.envs import make_env
-from mtrl_vec.metrics import EpisodeStatistics
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import TASKS
+from mtrl_vec.envs import make_env, processes
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.checkpoint import load_checkpoint
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import TASKS
 from mtrl_vec.timing import Timer
-from mtrl_vec.trained import load_policy
-from mtrl_vec.trainer import Trainer, resolve_num_workers
+from mtrl_vec.train import Trainer
+from mtrl_vec.train.resolve import resolve
+from mtrl_vec.train.statistics import EpisodeStatistics
 
 
 def train(run_dir, **changes) -> Trainer:
@@ -60,7 +59,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None:
     config = tiny_config(**changes)
     torch.manual_seed(config.seed)
-    before = dict(SharedPolicy(config).named_parameters())
+    before = dict(make_policy(config).named_parameters())
     trainer = train(tmp_path / "run", **changes)
     assert trainer.frames == 12 * 16
     after = dict(trainer.policy.named_parameters())
@@ -71,26 +70,34 @@ def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None
     assert load_policy(tmp_path / "run").module.action_std().device.type == "cpu"
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (4, 3), (6, 5), (8, 6), (12, 10), (16, 15)])
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (4, 3), (6, 5), (8, 7), (12, 11), (16, 15)])
 def test_default_workers_use_the_cores(cores, expected, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "available_cores", lambda: cores)
-    assert resolve_num_workers(TrainConfig()) == expected
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    assert resolve(TrainConfig()).runtime.num_workers == expected
+    assert resolve(TrainConfig.of(num_workers=4)).runtime.num_workers == 4
+    assert resolve(TrainConfig.of(num_envs=6, num_steps=32)).runtime.num_workers == min(expected, 6)
 
 
-def test_collected_data_equal_a_lone_simulator_fed_the_same_actions() -> None:
-    """The collector, workers and shared buffers against `SawyerSim`: root, next, and the log-probabilities."""
+@pytest.mark.parametrize("num_envs", [12, 11], ids=["even", "with an idle row"])
+def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs) -> None:
+    """The collector, workers and shared buffers against `SimBatch`: root, next, and the log-probabilities."""
     torch.manual_seed(0)
-    policy = SharedPolicy(tiny_config())
+    policy = make_policy(tiny_config())
     options = {"seed": 3, "max_episode_steps": 20, "random_phase": True}
-    env = make_env(num_workers=2, envs_per_worker=6, **options)
+    env = make_env(num_workers=2, num_envs=num_envs, **options)
     acting = ActingPolicy(policy, tiny_config(), Timer())
+    acting.rows = env.rows
+    live = torch.arange(12) if env.rows is None else env.rows
+    assert live.tolist() == list(range(num_envs))
     options_of_training = {"trust_policy": True, "use_buffers": False, "auto_register_policy_transforms": False}
     collector = Collector(env, acting, frames_per_batch=12 * 16, track_traj_ids=False, **options_of_training)
-    sim = SawyerSim(TASKS, np.arange(12) % 3, **options)
+    sim = SimBatch(TASKS, np.arange(num_envs) % 3, **options)
     observation, truncations = sim.reset(), 0
     try:
         for _, rollout in zip(range(3), collector, strict=False):
-            td = rollout.flatten(0, 1)
+            everything = rollout.flatten(0, 1)
+            td, idle = everything[live], everything[num_envs:]
+            assert not idle["action"].any() and not idle["next", "done"].any() and not idle["observation"].any()
             torch.testing.assert_close(
                 policy.actor.get_dist(td).log_prob(td["action"]), td["action_log_prob"], rtol=1e-5, atol=1e-5
             )
@@ -112,13 +119,11 @@ def test_collected_data_equal_a_lone_simulator_fed_the_same_actions() -> None:
 def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_update(tmp_path) -> None:
     """Told by the log-probabilities of its actions, under every policy that there was."""
     trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=5 * 192, overlap=True))
-    policies, rollouts, original = [copy.deepcopy(trainer.policy)], [], trainer.ppo.learn
+    policies, rollouts, original = [copy.deepcopy(trainer.policy)], [], trainer.learner.learn
+    _, behaviour = trainer.learner.advantages._policies  # what a GPU would take for the policy that acted
 
     def learn_and_note(rollout, progress):
-        # What a GPU would take for the policy that acted.
-        loc, scale = trainer.ppo.behaviour.distribution(
-            rollout["observation"], rollout["task_one_hot"], rollout["task_idx"]
-        )
+        loc, scale = behaviour.distribution(rollout["observation"], rollout["task_one_hot"], rollout["task_idx"])
         log_prob = torch.distributions.Normal(loc, scale).log_prob(rollout["action"]).sum(-1)
         torch.testing.assert_close(log_prob, rollout["action_log_prob"], rtol=1e-4, atol=1e-4)
         metrics = original(rollout, progress)
@@ -126,7 +131,7 @@ def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_updat
         policies.append(copy.deepcopy(trainer.policy))
         return metrics
 
-    trainer.ppo.learn = learn_and_note
+    trainer.learner.learn = learn_and_note
     trainer.train()
     assert trainer.frames == 5 * 192 and len(rollouts) == 5
     for iteration, td in enumerate(rollouts):
@@ -139,12 +144,12 @@ def test_with_overlap_a_rollout_is_collected_by_the_policy_before_the_last_updat
         assert matching == [max(0, iteration - 1)]
         loc, _ = policies[matching[0]].distribution(td["observation"], td["task_one_hot"], td["task_idx"])
         assert ((td["action"] - loc).abs().amax(-1) > 1e-3).all()  # none is the mean, whatever the learner is at
-    # And it goes on from where it was: no step is lost or simulated twice.
+    # And it continues from where it was: no step is lost or simulated twice.
     for before, after in itertools.pairwise(rollouts):
-        going_on = ~before["next", "done"][:, -1, 0]
-        assert going_on.any()
+        not_done = ~before["next", "done"][:, -1, 0]
+        assert not_done.any()
         torch.testing.assert_close(
-            before["next", "observation"][going_on, -1], after["observation"][going_on, 0], rtol=0, atol=0
+            before["next", "observation"][not_done, -1], after["observation"][not_done, 0], rtol=0, atol=0
         )
 
 
@@ -180,7 +185,7 @@ def test_a_run_leaves_config_metrics_events_and_a_checkpoint(tmp_path) -> None:
         assert torch.equal(tensor, policy.module.state_dict()[name])
     content = load_checkpoint(folder)
     assert content["frames"] == 384 and content["versions"]["torch"] == torch.__version__
-    assert torch.equal(content["ppo"]["reward_scale"]["var"], trainer.ppo.reward_scale.var)
+    assert torch.equal(content["learner"]["reward_scale"]["var"], trainer.learner.reward_scale.var)
 
 
 def test_evaluations_come_at_their_interval_and_at_the_end(tmp_path) -> None:
@@ -199,33 +204,33 @@ def test_evaluations_come_at_their_interval_and_at_the_end(tmp_path) -> None:
 
 def test_the_best_policy_is_kept_and_of_equals_the_later(tmp_path, monkeypatch) -> None:
     rates = iter([[0.0, 0.5, 0.1], [1.0, 0.5, 0.3], [0.3, 1.0, 0.5], [1.0, 0.0, 0.0]])
-    monkeypatch.setattr("mtrl_vec.evaluation.simulated_success_rates", lambda *_: next(rates))
+    monkeypatch.setattr("mtrl_vec.train.evaluation.simulated_success_rates", lambda *_: next(rates))
     trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=4 * 192, eval_interval=192))
-    learn, policies = trainer.ppo.learn, []
+    learn, policies = trainer.learner.learn, []
 
     def learn_and_note(*args, **kwargs):
         metrics = learn(*args, **kwargs)
         policies.append(copy.deepcopy(trainer.policy.state_dict()))
         return metrics
 
-    trainer.ppo.learn = learn_and_note
+    trainer.learner.learn = learn_and_note
     trainer.train()
     best = load_checkpoint(tmp_path / "run" / "best.pt")
-    assert (best["iteration"], best["frames"]) == (3, 3 * 192)
+    assert best["frames"] == 3 * 192
     assert best["evaluation"]["eval/push-v3/success_rate"] == 1.0
     assert best["evaluation"]["eval/mean_success_rate"] == pytest.approx(0.6)
     # A run's folder stands for its best policy; the latest is a file away.
     for name, tensor in load_policy(tmp_path / "run").module.state_dict().items():
         assert torch.equal(tensor, policies[2][name]), name
-    assert load_checkpoint(tmp_path / "run" / "checkpoint-768.pt")["iteration"] == 4
+    assert load_checkpoint(tmp_path / "run" / "checkpoint-768.pt")["progress"]["iteration"] == 4
 
 
 def test_the_tutorial_preset_trains(tmp_path) -> None:
     small = {"num_envs": 12, "num_steps": 16, "num_minibatches": 2, "total_frames": 192, "quiet": True}
     small["eval_interval"] = 0
-    values = PRESETS["tutorial"].to_dict() | small | {"run_dir": str(tmp_path / "run"), "device": "cpu"}
-    config = TrainConfig.from_dict(values)
-    assert (config.torso, config.head, config.gae_lambda, config.max_grad_norm) == ((512, 512), 128, 0.95, 0.5)
+    config = PRESETS["tutorial"].replace(**small, run_dir=tmp_path / "run", device="cpu")
+    assert (config.policy.torso, config.policy.head) == ((512, 512), 128)
+    assert (config.learner.gae_lambda, config.learner.max_grad_norm) == (0.95, 0.5)
     assert PRESETS["tutorial"].minibatch_size == 512
     trainer = Trainer(config)
     trainer.train()
@@ -255,13 +260,13 @@ def test_episode_statistics_by_hand() -> None:
         "train/a/success_rate": 1.0,
         "train/a/return": 6.0,
         "train/a/episode_length": 3.0,
-        "train/a/share": 0.5,
-        "train/a/progress": pytest.approx(0.3 - 0.1),  # nothing has ended in the first rollout
+        "train/a/frame_fraction": 0.5,
+        "train/a/learning_progress": pytest.approx(0.3 - 0.1),  # nothing has ended in the first rollout
         "train/b/success_rate": 0.5,
         "train/b/return": 11.0,
         "train/b/episode_length": 2.0,
-        "train/b/share": 0.5,
-        "train/b/progress": pytest.approx(0.3 * 0.5 - 0.1 * 0.5),
+        "train/b/frame_fraction": 0.5,
+        "train/b/learning_progress": pytest.approx(0.3 * 0.5 - 0.1 * 0.5),
     }
     assert phased.summary()["train/b/return"] == 12.0
     assert math.isnan(phased.summary()["train/a/return"])

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from metaworld_oracle import TASK_NAMES, expert, set_vector
 
+from mtrl_vec.commands.stage import Stage, choose_gl
+from mtrl_vec.commands.video import _film, record
 from mtrl_vec.errors import InputError
-from mtrl_vec.sim import SawyerSim
-from mtrl_vec.tasks import TASKS
-from mtrl_vec.video import _film, _Stage, choose_gl, record
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import TASKS
 
 DRAW = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
-CHOOSE = "from mtrl_vec.video import choose_gl; print(choose_gl())"
+CHOOSE = "from mtrl_vec.commands.stage import choose_gl; print(choose_gl())"
 GREEN, RED = (24, 150, 64), (205, 45, 40)
 SIZE = 96
 FPS = 20
@@ -53,7 +54,7 @@ def environment(monkeypatch) -> None:
 @pytest.fixture
 def known_gl(working_gl, monkeypatch) -> None:
     """Spares films the search, which has tests of its own."""
-    monkeypatch.setattr("mtrl_vec.video.choose_gl", lambda: working_gl)
+    monkeypatch.setattr("mtrl_vec.commands.stage.choose_gl", lambda: working_gl)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def stage(working_gl):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUJOCO_GL", working_gl)
         patch.setenv("PYOPENGL_PLATFORM", working_gl)
-        with _Stage(240, 160) as stage:
+        with Stage(TASKS[0].model_file, 240, 160) as stage:
             yield stage
 
 
@@ -99,7 +100,9 @@ def test_what_works_is_chosen_and_set(working_gl) -> None:
 
 def test_the_module_leaves_the_choice_open() -> None:
     """MuJoCo reads its choice when it is imported."""
-    assert python("import sys, mtrl_vec.video; assert not {'mujoco', 'torch'} & {*sys.modules}").returncode == 0
+    assert (
+        python("import sys, mtrl_vec.commands.video; assert not {'mujoco', 'torch'} & {*sys.modules}").returncode == 0
+    )
 
 
 def test_a_choice_that_does_not_work_is_not_replaced(monkeypatch) -> None:
@@ -130,7 +133,10 @@ def test_without_libraries_their_packages_are_named(tmp_path, working_gl) -> Non
 
 def test_a_process_that_uses_opengl_otherwise_is_told_what_to_set(working_gl) -> None:
     other = "osmesa" if working_gl == "egl" else "egl"
-    code = "from unittest import mock; from mtrl_vec import video; video.choose_gl = lambda: {!r}; video._Stage(8, 8)"
+    code = (
+        "from mtrl_vec.commands import stage; from mtrl_vec.tasks.suite import TASKS; "
+        "stage.choose_gl = lambda: {!r}; stage.Stage(TASKS[0].model_file, 8, 8)"
+    )
     if draws(other):
         pytest.skip(f"{other} works too")
     last = python(code.format(other)).stderr.strip()
@@ -153,8 +159,8 @@ def test_pictures_equal_metaworlds(stage, working_gl, index: int, monkeypatch) -
     env.mujoco_renderer.default_cam_config = {
         name: getattr(camera, name) for name in ("distance", "azimuth", "elevation", "lookat")
     }
-    vector = task.sample(np.random.default_rng(index))
-    sim = SawyerSim(TASKS, [index])
+    vector = task.draw.sample(np.random.default_rng(index))
+    sim = SimBatch(TASKS, [index])
     observation = sim.reset(vectors=vector[None])
     np.testing.assert_array_equal(observation[0], set_vector(env, vector))
     goal = observation[0, 36:].copy()
@@ -165,7 +171,7 @@ def test_pictures_equal_metaworlds(stage, working_gl, index: int, monkeypatch) -
     expected = env.render()
     env.mujoco_renderer.viewer.con.free()  # while its own OpenGL context is current: later it would free the stage's
     env.close()
-    picture = stage.picture(sim.state[0], sim.state_signature, task.name, goal)
+    picture = stage.picture(sim.state[0], sim.worlds[0].state_signature, task.name, goal)
     assert picture.std() > 30  # there is something to see
     np.testing.assert_array_equal(picture, expected)
 
@@ -173,10 +179,10 @@ def test_pictures_equal_metaworlds(stage, working_gl, index: int, monkeypatch) -
 @pytest.mark.parametrize("index", range(3), ids=TASK_NAMES)
 def test_the_marker_is_where_the_goal_is(stage, index: int) -> None:
     """What changes when the marker goes far away is around the goal's place in the picture, and has its colour."""
-    sim = SawyerSim(TASKS, [index], seed=5)
+    sim = SimBatch(TASKS, [index], seed=5)
     goal = sim.reset()[0, 36:]
     stage._scene.flags[0] = 0  # no shadows, which change elsewhere
-    state = sim.state[0], sim.state_signature, TASK_NAMES[index]
+    state = sim.state[0], sim.worlds[0].state_signature, TASK_NAMES[index]
     picture, without = (stage.picture(*state, place).astype(int) for place in (goal, goal + 100))
     stage._scene.flags[0] = 1
     rows, columns = np.nonzero(np.abs(picture - without).max(axis=2) > 20)
@@ -203,12 +209,12 @@ def test_the_marker_is_where_the_goal_is(stage, index: int) -> None:
 
 def test_frames_show_every_task_at_every_step(stage) -> None:
     """A simulation of the same seed beside it: its states and goals, task by task, from left to right."""
-    film, sim = (SawyerSim(TASKS[:0:-1], [0, 1], seed=2) for _ in range(2))  # pick-place, push
+    film, sim = (SimBatch(TASKS[:0:-1], [0, 1], seed=2) for _ in range(2))  # pick-place, push
     observation = sim.reset()
     goals = observation[:, 36:]
     for frame in itertools.islice(_film(solve, film, stage, 1, 0), 3):
         for k, task in enumerate(sim.tasks):
-            expected = stage.picture(sim.state[k], sim.state_signature, task.name, goals[k])
+            expected = stage.picture(sim.state[k], sim.worlds[0].state_signature, task.name, goals[k])
             shown = np.asarray(frame)[24:184, k * 244 : k * 244 + 240]  # under a line of text, a gap between
             np.testing.assert_array_equal(shown, expected)
         actions = [solve(observation[[k]], task.name) for k, task in enumerate(sim.tasks)]
@@ -216,7 +222,7 @@ def test_frames_show_every_task_at_every_step(stage) -> None:
 
 
 def test_success_shows_and_ends_the_episode_half_a_second_later(tmp_path, known_gl, monkeypatch) -> None:
-    monkeypatch.setattr(_Stage, "picture", lambda *_: np.zeros((SIZE, SIZE, 3), np.uint8))  # to be quick
+    monkeypatch.setattr(Stage, "picture", lambda *_: np.zeros((SIZE, SIZE, 3), np.uint8))  # to be quick
     steps = []
 
     def act(observation: np.ndarray, task: str) -> np.ndarray:
@@ -225,7 +231,7 @@ def test_success_shows_and_ends_the_episode_half_a_second_later(tmp_path, known_
         return solve(observation, task)
 
     frames = film(tmp_path / "solved", act, max_episode_steps=150, seed=25)
-    sim = SawyerSim(TASKS[:1], [0], seed=25)
+    sim = SimBatch(TASKS[:1], [0], seed=25)
     observation, success = sim.reset(), 0
     while not success:
         step = sim.step(solve(observation, "reach-v3"))
@@ -250,7 +256,7 @@ def test_doing_nothing_fails(tmp_path, known_gl) -> None:
 
 
 def test_finished_tasks_stand_still_until_all_are_done(tmp_path, monkeypatch, known_gl) -> None:
-    monkeypatch.setattr("mtrl_vec.video.STEPS_AFTER_SUCCESS", 1)
+    monkeypatch.setattr("mtrl_vec.commands.video.STEPS_AFTER_SUCCESS", 1)
     tasks = ("reach-v3", "push-v3")
     asked = []
 
@@ -316,7 +322,7 @@ def test_the_seed_decides(tmp_path, known_gl) -> None:
 )
 def test_bad_input_is_one_line_before_anything_is_simulated(options, message, tmp_path, monkeypatch) -> None:
     pytest.importorskip("av")
-    monkeypatch.setattr("mtrl_vec.video._Stage", None)
+    monkeypatch.setattr("mtrl_vec.commands.video.Stage", None)
     (tmp_path / "file").touch()
     (tmp_path / "taken.mp4").mkdir()
     options = {"tasks": ["reach-v3"]} | options
@@ -326,7 +332,7 @@ def test_bad_input_is_one_line_before_anything_is_simulated(options, message, tm
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken.mp4"]
 
 
-@pytest.mark.parametrize("package", ["av", "imageio.v3"])
+@pytest.mark.parametrize("package", ["av", "imageio"])
 def test_missing_packages_are_named(package, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"^video needs imageio and av: pip install 'mtrl_vec\[pictures\]'$"):
@@ -337,7 +343,7 @@ def test_missing_packages_are_named(package, tmp_path, monkeypatch) -> None:
 def test_no_opengl_is_found_out_before_anything_is_simulated(tmp_path, monkeypatch) -> None:
     pytest.importorskip("av")
     monkeypatch.setenv("MUJOCO_GL", "glfw")
-    monkeypatch.setattr("mtrl_vec.sim.SawyerSim", None)
+    monkeypatch.setattr("mtrl_vec.sim.SimBatch", None)
     with pytest.raises(InputError, match="MUJOCO_GL=glfw does not work here"):
         record(idle, ["reach-v3"], tmp_path / "video")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,102 @@
+"""Starting a run from a trained policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SMALL, tiny_config
+
+from mtrl_vec import Trainer, load_policy
+from mtrl_vec.commands.cli import main
+from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
+
+EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A run on push and reach that has learned a little, with statistics of its own."""
+    folder = tmp_path_factory.mktemp("source") / "run"
+    Trainer(tiny_config(run_dir=folder, tasks=("push", "reach"), total_frames=3 * 192, popart=True, **EVALUATED)).train()
+    return folder
+
+
+def test_a_policy_file_carries_all_that_a_warm_start_needs(source) -> None:
+    content = load_checkpoint(source / "best.pt")
+    assert content["reward_scale"]["var"].shape == (2,) and content["reward_scale"]["count"].sum() == content["frames"]
+    assert content["policy"]["torso.module.features.observation_norm.count"] > 0
+    assert content["config"]["environment"]["tasks"] == ["push-v3", "reach-v3"]
+
+
+def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source, tmp_path) -> None:
+    """The other order of tasks, and one that the policy does not know."""
+    tasks = ("reach", "pick-place", "push")
+    settings = {"tasks": tasks, "popart": True, "seed": 5}
+    warm = Trainer(tiny_config(run_dir=tmp_path / "warm", init_from=source, **settings))
+    cold = Trainer(tiny_config(run_dir=tmp_path / "cold", **settings))
+    old, content = load_policy(source).module, load_checkpoint(source / "best.pt")
+    observation = torch.randn(40, 39)
+    for task, old_index, new_index in (("reach-v3", 1, 0), ("push-v3", 0, 2)):
+        ours = [torch.full((40,), new_index), torch.eye(3)[new_index].expand(40, 3)]
+        theirs = [torch.full((40,), old_index), torch.eye(2)[old_index].expand(40, 2)]
+        for method in ("distribution", "value"):
+            with torch.no_grad():
+                got = getattr(warm.policy, method)(observation, ours[1], ours[0])
+                expected = getattr(old, method)(observation, theirs[1], theirs[0])
+            torch.testing.assert_close(got, expected, msg=f"{task} {method}")
+        for name in ("mean", "var", "count"):
+            state = warm.learner.reward_scale.state_dict()
+            assert state[name][new_index] == content["reward_scale"][name][old_index]
+    for heads in ("actor_heads.module.0.module.heads.weight1", "critic_heads.module.heads.weight2"):
+        fresh, kept = warm.policy.state_dict()[heads], cold.policy.state_dict()[heads]
+        assert torch.equal(fresh[1], kept[1]) and not torch.equal(fresh[0], kept[0])
+    assert warm.learner.reward_scale.var[1] == 1 and warm.learner.reward_scale.count[1] == 0
+    warm.train()
+    events = (tmp_path / "warm" / "events.log").read_text()
+    assert "heads of reach-v3, push-v3; fresh heads for pick-place-v3" in events
+
+
+def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(source, tmp_path) -> None:
+    (checkpoint,) = source.glob("checkpoint-576.pt")
+    settings = {"tasks": ("push",), "popart": True, "total_frames": 192}
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=checkpoint, **settings))
+    run.train()
+    checkpoint_of_run = load_checkpoint(tmp_path / "run" / "checkpoint-192.pt")
+    resumed = Trainer.resume(tmp_path / "run", total_frames=384)
+    for name, tensor in resumed.policy.state_dict().items():
+        assert torch.equal(tensor, checkpoint_of_run["policy"][name]), name
+    resumed.lock.release()
+    assert "started from" in (tmp_path / "run" / "events.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "its head is 16, this run's is 32: make them equal"),
+        (["--head", "16", "--no-relative-features"], "its relative_features is True, this run's is False"),
+        (["--head", "16"], "its popart is True, this run's is False"),
+        (["--head", "16", "--popart", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_starts(source, tmp_path, capsys, flags, message) -> None:
+    sizes = [*SMALL, "--head", "32", *flags, "--run-dir", str(tmp_path / "run")]
+    assert main(["train", *sizes, "--init-from", str(source)]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith(f"error: init_from is {source / 'best.pt'}: ") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_hold_no_policy_to_start_from(source, tmp_path, capsys) -> None:
+    content = load_checkpoint(source / "best.pt")
+    content.pop("reward_scale")
+    save_checkpoint(tmp_path / "old.pt", content)
+    for path, message in (
+        (tmp_path / "old.pt", "it holds no policy with the scale of its rewards"),
+        (tmp_path / "missing.pt", "no checkpoint at"),
+    ):
+        flags = [*SMALL, "--popart", "--run-dir", str(tmp_path / "run"), "--init-from", str(path)]
+        assert main(["train", *flags]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
