@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl_vec.config import RuntimeConfig
+from mtrl_vec.config.sampling import SAMPLING_CONFIGS
 from mtrl_vec.errors import InputError
 
 Column = NDArray[np.float64]
@@ -23,6 +24,8 @@ CLOCKS = {"frames": (1e6, "million frames"), "time/elapsed": (60.0, "minutes")}
 """The horizontal axes: a column of the metrics, its values per unit, and the name of the unit."""
 NOT_LEARNING = {field.name for field in dataclasses.fields(RuntimeConfig)} - {"precision", "total_frames"} | {"seed"}
 """Settings in which the runs of one group may differ."""
+OF_ONE_METHOD = {field.name for config in SAMPLING_CONFIGS.values() for field in dataclasses.fields(config)}
+"""Settings that a method of task sampling reads: to runs with another method they mean nothing."""
 MAX_SETTINGS = 3
 """Settings that a label can name. A group that differs in more of them goes by its runs' names."""
 MAX_POINTS = 1000
@@ -149,10 +152,16 @@ def _differ_in_seed(a: Run, b: Run) -> bool:
 
 def _differences(settings: dict[str, Any], configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that most configs do not share; where there are none, those that any does not."""
-    own = {name: settings.get(name, "unknown") for config in configs for name in config}  # versions have different ones
-    shared = {name: sum(config.get(name, "unknown") == own[name] for config in configs) for name in own}
-    rare = {name: value for name, value in own.items() if 2 * shared[name] <= len(configs)}
-    return rare or {name: value for name, value in own.items() if shared[name] < len(configs)}
+    mates = [config for config in configs if config.get("task_sampling") == settings.get("task_sampling")]
+    among = {name: mates if name in OF_ONE_METHOD else configs for config in configs for name in config}
+    own = {  # versions have different ones
+        name: settings.get(name, "unknown")
+        for name, others in among.items()
+        if any(name in config for config in others)
+    }
+    shared = {name: sum(config.get(name, "unknown") == own[name] for config in among[name]) for name in own}
+    rare = {name: value for name, value in own.items() if 2 * shared[name] <= len(among[name])}
+    return rare or {name: value for name, value in own.items() if shared[name] < len(among[name])}
 
 
 def _from_to(names: list[str]) -> str:

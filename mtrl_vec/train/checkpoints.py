@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.machine import versions
 from mtrl_vec.policy.checkpoint import checkpoint_name, checkpoints, save_checkpoint
 from mtrl_vec.timing import Timer
@@ -63,9 +64,15 @@ class Checkpoints:
         return 0 if self._last is None else self._last["frames"]
 
     def restore(self, content: Mapping[str, Any]) -> None:
-        """Put all parts where a checkpoint says."""
-        for name, part in self._parts.items():
-            part.load_state_dict(content[name])
+        """Put all parts where a checkpoint says. Raises InputError where it does not fit them."""
+        try:
+            for name, part in self._parts.items():
+                part.load_state_dict(content[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = first_line(error)
+            raise InputError(
+                f"the run in {self._folder} is from another version ({reason}): start a new one"
+            ) from error
         self._timer.seconds |= content["seconds"]
         self._last, self.saved_frames = dict(content), content["frames"]
 
