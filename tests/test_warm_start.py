@@ -19,7 +19,8 @@ EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
 def source(tmp_path_factory) -> Path:
     """A run on push and reach that has learned a little, with statistics of its own."""
     folder = tmp_path_factory.mktemp("source") / "run"
-    Trainer(tiny_config(run_dir=folder, tasks=("push", "reach"), total_frames=3 * 192, popart=True, **EVALUATED)).train()
+    settings = {"tasks": ("push", "reach"), "total_frames": 3 * 192, "popart": True}
+    Trainer(tiny_config(run_dir=folder, **settings, **EVALUATED)).train()
     return folder
 
 
