@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import SMALL
+from soak import shared_memory
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -42,11 +43,7 @@ def shared_memory_of(processes: list[psutil.Process]) -> set[Path]:
     """
     if not Path("/dev/shm").exists():
         return set()
-    found: set[Path] = set()
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            found |= {Path(m.path) for m in process.memory_maps() if m.path.startswith("/dev/shm/")}
-    found = left(found)
+    found = {Path(path) for path in shared_memory(processes)}
     assert found
     return found
 

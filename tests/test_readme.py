@@ -1,4 +1,4 @@
-"""What the README shows is run, and its tables are compared with the code."""
+"""What the README shows is run, and the tables of the documentation are compared with the code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from mtrl_vec.train.metrics import COLUMNS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+EVERYTHING = "\n".join(DOCUMENTS.values())
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -37,37 +39,44 @@ def test_there_are_snippets() -> None:
 
 
 def test_the_table_of_columns_is_the_codes() -> None:
-    table = (ROOT / "docs" / "runs.md").read_text().split("## The columns of `metrics.csv`")[1]
-    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", table, re.MULTILINE)
+    (text,) = (text for text in DOCUMENTS.values() if "he columns of `metrics.csv`" in text)
+    table = text.split("he columns of `metrics.csv`")[1]
+    rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", table.split("\n## ")[0], re.MULTILINE)
     assert dict(rows) == COLUMNS and len(rows) == len(COLUMNS)
 
 
 def test_links_exist() -> None:
-    targets = [(page, target) for page in PAGES for target in re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text())]
-    assert len(targets) > 10
-    for page, target in targets:
-        assert (page.parent / target).exists(), (page.name, target)
+    for document, text in DOCUMENTS.items():
+        targets = re.findall(r"\]\(((?!http)[^)#]+)[)#]", text)
+        assert len(targets) > 3 or document.parent.name == "docs"
+        for target in targets:
+            assert (document.parent / target).exists(), (document.name, target)
 
 
-def test_every_module_is_described_where_it_is() -> None:
-    """Wings as ``mtrl_vec/<wing>/`` in a row of their own, with their modules in this row or those below it."""
+def test_every_path_that_is_named_exists_and_every_wing_and_root_module_is_named() -> None:
+    """Modules as ``mtrl_vec/<module>.py`` or ``mtrl_vec/<wing>/<module>.py``, wings as ``mtrl_vec/<wing>/``."""
     package = ROOT / "mtrl_vec"
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| (?:`mtrl_vec/(\w+)/`)? ?\| (.+) \| .*\|$", text, re.MULTILINE)
+    named = set(re.findall(r"`(mtrl_vec/[^`]*)`", EVERYTHING))
+    for path in named:
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+    wings = {f"mtrl_vec/{init.parent.name}/" for init in package.glob("*/__init__.py")}
+    modules = {f"mtrl_vec/{path.name}" for path in package.glob("*.py")} - {
+        "mtrl_vec/__init__.py",
+        "mtrl_vec/__main__.py",
+    }
+    assert len(wings) >= 8 and len(modules) >= 4
+    assert wings | modules <= named
+
+
+def test_the_table_of_folders_names_every_module_of_a_wing() -> None:
+    """In the rows of its folder; those without one continue the row before."""
     described: dict[str, set[str]] = {}
-    wing = ""
-    for name, content in rows:
-        wing = name or wing
+    wing = None
+    for folder, content in re.findall(r"^\| (`mtrl_vec/\w+/`|) ?\| (.+) \|", EVERYTHING, re.MULTILINE):
+        wing = folder.strip("`") or wing
         described.setdefault(wing, set()).update(re.findall(r"`(\w+\.py)`", content))
-    wings = {init.parent for init in package.glob("*/__init__.py")}
-    assert described.keys() == {folder.name for folder in wings}
-    for folder in wings:
-        assert described[folder.name] == {path.name for path in folder.glob("*.py")} - {"__init__.py"}, folder.name
-    modules = {f"mtrl_vec/{path.name}" for path in package.glob("*.py")}
-    assert modules - {"mtrl_vec/__init__.py", "mtrl_vec/__main__.py"} <= set(re.findall(r"`(mtrl_vec/[^`]*)`", text))
-
-
-def test_every_path_that_is_named_exists() -> None:
-    for page in PAGES:
-        for path in re.findall(r"`((?:mtrl_vec|benchmarks|tests)/[^`* ]*)`", page.read_text()):
-            assert (ROOT / path).exists(), (page.name, path)
+    there = {
+        f"mtrl_vec/{init.parent.name}/": {path.name for path in init.parent.glob("*.py")} - {"__init__.py"}
+        for init in (ROOT / "mtrl_vec").glob("*/__init__.py")
+    }
+    assert described == there

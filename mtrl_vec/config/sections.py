@@ -160,8 +160,8 @@ class RuntimeConfig:
     """Also log norms and cosines of the tasks' gradients over the torso, from the last minibatch of each iteration. The
     methods that combine gradients log them in any case."""
     max_restarts: int = 3
-    """How often in a run simulator processes that died are replaced. The run continues from the last whole rollout, as
-    if nothing had happened."""
+    """How often simulator processes that died are replaced, until the run ends or is interrupted. It continues from the
+    last whole rollout, as if nothing had happened."""
     max_skipped_updates: int = 36
     """Optimiser steps are skipped where loss or gradients are not finite. A run stops after an iteration that ends with
     this many in a row, with a diagnosis."""
