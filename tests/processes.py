@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import SMALL
 from soak import shared_memory
+
+from helpers import SMALL
 
 
 def descendants(pid: int) -> list[psutil.Process]:

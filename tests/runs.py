@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_config
 
+from helpers import tiny_config
 from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
 from mtrl_vec.train import Trainer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_same, make_batch, make_policy, tiny_config
 from tensordict import TensorDict
 
+from helpers import assert_same, make_batch, make_policy, tiny_config
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.timing import Timer
 

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from helpers import SMALL
+from mtrl_vec.commands.arguments import RENAMED, parse_train
+from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.stage import choose_gl
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError
+from mtrl_vec.policy.checkpoint import load_checkpoint
 from processes import (
     left,
     rows_of,
@@ -20,13 +27,6 @@ from processes import (
     still_running,
     workers_of,
 )
-
-from mtrl_vec.commands.arguments import RENAMED, parse_train
-from mtrl_vec.commands.cli import main
-from mtrl_vec.commands.stage import choose_gl
-from mtrl_vec.config import TrainConfig
-from mtrl_vec.errors import InputError
-from mtrl_vec.policy.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from helpers import loop_over_rows, make_batch, make_policy, make_rollout, tiny_config
 from tensordict import TensorDict
 
+from helpers import loop_over_rows, make_batch, make_policy, make_rollout, tiny_config
 from mtrl_vec.commands.profile import profile_training
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.learn.acting import ActingPolicy

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from helpers import make_policy, tiny_config
 from metaworld_oracle import TASK_NAMES, expert
-
 from mtrl_vec.commands.cli import main
 from mtrl_vec.envs import make_env
 from mtrl_vec.errors import InputError

@@ -11,7 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from helpers import assert_same, make_policy, tiny_config
+from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig
+from mtrl_vec.envs import make_env
+from mtrl_vec.errors import Diverged, InputError, WorkerDied
+from mtrl_vec.learn import diagnosis
+from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
+from mtrl_vec.train import Trainer
+from mtrl_vec.train.evaluation import Evaluation
+from mtrl_vec.train.log import RunLog
 from processes import (
     descendants,
     left,
@@ -23,16 +33,6 @@ from processes import (
     workers_of,
 )
 from runs import SETTINGS, metrics, train, whole_state
-
-from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig
-from mtrl_vec.envs import make_env
-from mtrl_vec.errors import Diverged, InputError, WorkerDied
-from mtrl_vec.learn import diagnosis
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
-from mtrl_vec.train import Trainer
-from mtrl_vec.train.evaluation import Evaluation
-from mtrl_vec.train.log import RunLog
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import make_policy, make_rollout, tiny_config
 from scipy.optimize import minimize
 
+from helpers import make_policy, make_rollout, tiny_config
 from mtrl_vec.learn.gradients import CAGRAD_RADIUS, METHODS, cagrad, combine, cosines_with_others, gram_matrix, pcgrad
 from mtrl_vec.learn.loss import LEARNING_KEYS
 from mtrl_vec.learn.ppo import PPO

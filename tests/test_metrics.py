@@ -9,10 +9,10 @@ import os
 
 import pytest
 import torch
-from helpers import tiny_config
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers import tiny_config
 from mtrl_vec.commands.cli import main
 from mtrl_vec.train.display import ProgressDisplay
 from mtrl_vec.train.log import RunLog

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, make_policy, tiny_config
 
+from helpers import assert_same, make_policy, tiny_config
 from mtrl_vec.commands.cli import main
 from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, MetaConfig, ProgressConfig
 from mtrl_vec.errors import InputError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
+from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from mtrl_vec.policy.features import relative_features
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.sim import SimBatch

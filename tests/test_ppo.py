@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-from helpers import make_policy, make_rollout, tiny_config
 from tensordict import TensorDict
 from torch.nn.functional import one_hot
 
+from helpers import make_policy, make_rollout, tiny_config
 from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.advantages import normalize_advantage
 from mtrl_vec.learn.learning_rate import adapt_lr, annealed

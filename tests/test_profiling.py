@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from helpers import SMALL, tiny_config
 
+from helpers import SMALL, tiny_config
 from mtrl_vec.commands import profile
 from mtrl_vec.commands.cli import main
 from mtrl_vec.config import PRESETS

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same, make_policy, tiny_config
-from processes import left, shared_memory_of, start_training, still_running, wait_for
 
+from helpers import assert_same, make_policy, tiny_config
 from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.commands.cli import main
 from mtrl_vec.config.sampling import CurriculumConfig, MetaConfig
@@ -24,6 +23,7 @@ from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.evaluation import Evaluation
+from processes import left, shared_memory_of, start_training, still_running, wait_for
 from runs import PARTS, metrics, resume, train, train_until_interrupted, whole_state
 
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from metaworld_oracle import TASK_NAMES, expert
 
+from metaworld_oracle import TASK_NAMES, expert
 from mtrl_vec.sim import SimBatch, Step
 from mtrl_vec.sim.world import load_model
 from mtrl_vec.tasks.suite import TASKS

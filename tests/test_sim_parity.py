@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from metaworld_oracle import TASK_NAMES, expert, make_env, set_vector
 
+from metaworld_oracle import TASK_NAMES, expert, make_env, set_vector
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import TASKS
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from helpers import make_policy, make_rollout, tiny_config
 
+from helpers import make_policy, make_rollout, tiny_config
 from mtrl_vec.learn.ppo import PPO
 
 

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, make_policy, make_rollout, tiny_config
 from scipy.stats import chisquare
 
+from helpers import assert_same, make_policy, make_rollout, tiny_config
 from mtrl_vec.commands.cli import main
 from mtrl_vec.config.sampling import (
     CurriculumConfig,

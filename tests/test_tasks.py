@@ -8,8 +8,8 @@ import metaworld
 import numpy as np
 import pytest
 from metaworld.utils import reward_utils
-from metaworld_oracle import TASK_NAMES, make_env
 
+from metaworld_oracle import TASK_NAMES, make_env
 from mtrl_vec.errors import InputError
 from mtrl_vec.tasks.rewards import hamacher, tolerance
 from mtrl_vec.tasks.suite import TASKS, resolve_tasks

@@ -10,9 +10,9 @@ import metaworld  # noqa: F401
 import numpy as np
 import pytest
 import torch
-from helpers import make_policy, tiny_config
 
 import mtrl_vec
+from helpers import make_policy, tiny_config
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import save_checkpoint

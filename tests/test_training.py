@@ -11,10 +11,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import make_policy, tiny_config
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 
+from helpers import make_policy, tiny_config
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.envs import make_env, processes
 from mtrl_vec.learn.acting import ActingPolicy

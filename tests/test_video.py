@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metaworld_oracle import TASK_NAMES, expert, set_vector
 
+from metaworld_oracle import TASK_NAMES, expert, set_vector
 from mtrl_vec.commands.stage import Stage, choose_gl
 from mtrl_vec.commands.video import _film, record
 from mtrl_vec.errors import InputError

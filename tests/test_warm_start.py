@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, tiny_config
 
+from helpers import SMALL, tiny_config
 from mtrl_vec import Trainer, load_policy
 from mtrl_vec.commands.cli import main
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint

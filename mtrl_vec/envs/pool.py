@@ -31,7 +31,7 @@ class SimulatorPool(ParallelEnv):
     before: so sleep for most of that, and poll only towards the end.
 
     Where ``B`` is not a multiple of ``W``, the first workers hold one environment more than the others, whose last row
-    is then idle: it is always zero, and never done. `rows` tells the environments from idle rows.
+    is then idle: an observation of zeros of the first task, never done. `rows` tells the environments from idle rows.
 
     Args:
         create_env: see `ParallelEnv`.
