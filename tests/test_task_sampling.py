@@ -27,7 +27,8 @@ from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import TASKS
 from mtrl_vec.train import Trainer
-from mtrl_vec.train.meta_sampling import METHODS, MetaController, loss_weights, make_task_sampling
+from mtrl_vec.train.meta_sampling import MetaController
+from mtrl_vec.train.sampling_methods import METHODS, loss_weights, make_task_sampling
 from mtrl_vec.train.task_sampling import TaskStatistics
 from runs import resume, train_until_interrupted, whole_state
 

@@ -61,7 +61,7 @@ class DifficultyConfig(UniformConfig):
 
     name: ClassVar[str] = "difficulty"
     difficulty_by: Literal["success", "loss"] = "success"
-    """What is difficult. success: what fails. loss: where the critic's loss falls slowly."""
+    """Measure of difficulty. success: one minus the success rate. loss: how slowly the critic's loss falls."""
     temperature: float = 1.0
     """Flattens the weights; 1 is in proportion to what fails."""
     min_task_weight: float = 0.1

@@ -28,8 +28,7 @@ class EnvironmentConfig:
     """B, simulations running side by side; environment i starts with task i modulo K."""
     max_episode_steps: int = 100
     """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
-    that works needs few (the pretrained one at most 49 on 180 fresh goals), and practises more with a new start than
-    with holding on to the goal."""
+    that works needs far fewer, and learns more from a new episode than from holding the goal."""
     goals_seed: int | None = None
     """Train on Meta-World's 50 fixed goals per task for this benchmark seed, instead of fresh goals every episode."""
     random_phase: bool = True
@@ -75,7 +74,7 @@ class LearnerConfig:
     num_epochs: int = 6
     """Passes over a rollout."""
     num_minibatches: int = 6
-    """Minibatches per pass. Frames beyond a multiple of it are left out, others in each pass."""
+    """Minibatches per pass. Leftover frames are dropped, different ones in each pass."""
     lr: float = 3e-4
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
     target_kl: float | None = 0.02
@@ -160,8 +159,8 @@ class RuntimeConfig:
     """Also log norms and cosines of the tasks' gradients over the torso, from the last minibatch of each iteration. The
     methods that combine gradients log them in any case."""
     max_restarts: int = 3
-    """How often simulator processes that died are replaced, until the run ends or is interrupted. It continues from the
-    last whole rollout, as if nothing had happened."""
+    """How many times simulator processes that died are replaced before the run fails, counted anew after a resume. The
+    run continues from the last whole rollout, as if nothing had happened."""
     max_skipped_updates: int = 36
     """Optimiser steps are skipped where loss or gradients are not finite. A run stops after an iteration that ends with
     this many in a row, with a diagnosis."""

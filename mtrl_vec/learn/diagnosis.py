@@ -17,7 +17,7 @@ from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
 
 
 def diagnose(config: TrainConfig, policy_state: Mapping[str, Tensor], minibatch: Mapping[str, Tensor]) -> str:
-    """What is not finite first, in the order of computation, and of which tasks: on the CPU, without compiling.
+    """The first non-finite tensor in the order of computation, and the tasks affected: on the CPU, without compiling.
 
     Args:
         config: of the run.

@@ -47,10 +47,10 @@ def pcgrad(gram: Tensor, random: Tensor) -> Tensor:
 def cagrad(gram: Tensor, random: Tensor | None = None) -> Tensor:
     """Conflict-averse gradient descent (Liu et al. 2021, eq. 4): [K, K] -> [K]. It uses no random numbers.
 
-    Of all directions within `CAGRAD_RADIUS` of the mean gradient, relative to its length, the one that helps the task
-    most that it helps least. Its dual, over the simplex of the tasks, is minimised by exponentiated gradient descent.
-    As long as a sum: ``K`` times what the paper has. A task without gradient (of zero weight, or not practised yet) has
-    no say: it would be the one that is helped least, whatever is done.
+    Of all directions within `CAGRAD_RADIUS` of the mean gradient, relative to its length, the one that maximises the
+    smallest improvement of a task. Its dual, over the simplex of the tasks, is minimised by exponentiated gradient
+    descent. Scaled to a sum over the tasks: ``K`` times what the paper has. A task without gradient (of zero weight, or
+    not practised yet) is left out: its improvement would be the smallest, whatever the direction.
     """
     k = len(gram)
     gram = gram / gram.diagonal().mean().clamp(min=_TINY)  # the combination does not depend on the scale

@@ -41,7 +41,7 @@ class MinibatchLoss:
         self._config, self._policy = config, policy
         self._device = next(policy.parameters()).device
         self.task_weights = torch.ones(config.num_tasks, device=self._device)
-        """Of a frame in the loss, by its task, [K]: 1 on average over the tasks."""
+        """Weights of the tasks in the loss, [K], normalised to a mean of 1."""
         self._loss = ClipPPOLoss(
             policy.actor_heads,
             policy.critic_heads,

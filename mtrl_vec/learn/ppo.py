@@ -83,7 +83,7 @@ class PPO:
         self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
         self.random = torch.zeros(self._k, self._k, device=self.device)  # for `coefficients`
         self.gram = torch.full_like(self.random, torch.nan)
-        """Of the tasks' gradients over the torso in the last step, see `mtrl_vec.learn.gradients.gram_matrix`."""
+        """Gram matrix [K, K] of the tasks' gradients over the torso in the last step, if it kept them apart."""
         self.skipped_in_a_row = torch.zeros((), device=self.device)
         # Fused optimisers leave everything as it is where this is 1, without anybody having to wait for it.
         self.optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]

@@ -49,8 +49,8 @@ def simulated_success_rates(acting: ActingPolicy, env: EnvBase, num_tasks: int, 
 class Evaluation:
     """Evaluates the policy in training, and keeps the best one.
 
-    Always on the same goals, ``eval_episodes`` a task, which training does not see: two policies of a run differ in
-    what they can do, not in what they were asked, and a run that is resumed evaluates as one that was not interrupted.
+    Always on the same goals, ``eval_episodes`` a task, which training does not see: policies of a
+    run are directly comparable, and a run that is resumed evaluates as one that was not interrupted.
     The processes start with the first evaluation and sleep between them.
 
     Args:

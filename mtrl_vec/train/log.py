@@ -41,8 +41,8 @@ class RunLog:
     Args:
         folder: of the run, with the metrics of its first iterations if it is resumed.
         config: of the run.
-        iteration: where it continues; later rows, from before an interruption, are dropped.
-        frames: likewise.
+        iteration: iteration to continue from; later rows, from before an interruption, are dropped.
+        frames: environment steps at that point.
         notify: also told every event.
 
     Raises:

@@ -9,10 +9,10 @@ import numpy as np
 from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.diagnosis import explained
 from mtrl_vec.train.checkpoints import header
-from mtrl_vec.train.meta_sampling import loss_weights
 from mtrl_vec.train.metrics import Stopwatch, machine_columns, prefixed, std_columns
 from mtrl_vec.train.run import Run
 from mtrl_vec.train.run_dir import DUMP_NAME
+from mtrl_vec.train.sampling_methods import loss_weights
 from mtrl_vec.train.task_sampling import TaskStatistics
 from mtrl_vec.train.warm_start import policy_content
 

@@ -1,4 +1,4 @@
-"""Task sampling by a small network that is rewarded with learning progress; and choosing a method by its settings.
+"""Task sampling by a small network whose reward is learning progress.
 
 Shapes: ``K`` tasks, ``S = 3 K`` numbers of state.
 """
@@ -13,18 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtrl_vec.config import TrainConfig
 from mtrl_vec.config.sampling import MetaConfig
-from mtrl_vec.train.task_sampling import (
-    PROGRESS_UNIT,
-    Curriculum,
-    Difficulty,
-    LearningProgress,
-    Random,
-    TaskStatistics,
-    Uniform,
-    with_floor,
-)
+from mtrl_vec.train.task_sampling import PROGRESS_UNIT, Random, TaskStatistics, with_floor
 
 
 class MetaController(nn.Module):
@@ -95,28 +85,3 @@ class Meta(Random):
         super().load_state_dict(state)
         for name in self._NETWORKS:
             getattr(self, name).load_state_dict(copy.deepcopy(state[name]))
-
-
-METHODS: dict[str, type[Uniform]] = {
-    "uniform": Uniform,
-    "random": Random,
-    "curriculum": Curriculum,
-    "difficulty": Difficulty,
-    "progress": LearningProgress,
-    "meta": Meta,
-}
-
-
-def make_task_sampling(config: TrainConfig) -> Uniform:
-    """The method that a configuration asks for."""
-    seed = {"seed": config.seed} if config.sampling.name == "meta" else {}
-    return METHODS[config.sampling.name](config.sampling, config.tasks, **seed)
-
-
-def loss_weights(task_weights: np.ndarray, fixed: tuple[float, ...] | None) -> list[float]:
-    """Task weights [K] of a method times fixed ones, [K], 1 in sum."""
-    by_hand = np.array(fixed or np.ones(len(task_weights)))
-    weights = task_weights * by_hand
-    if not weights.any():  # the method wants only tasks that are switched off
-        weights = by_hand
-    return (weights / weights.sum()).tolist()

@@ -47,7 +47,7 @@ COLUMNS = {
     "train/<task>/weight": "weight in the loss; all weights sum to 1",
     "train/<task>/loss_critic": "the critic's squared error, with its coefficient, in units of the scaled reward",
     "train/<task>/grad_norm": "norm of its gradient over the torso, weight included; nan without --log-gradients",
-    "train/<task>/grad_cosine": "cosine of that with the other tasks' gradient, negative in conflict; likewise",
+    "train/<task>/grad_cosine": "cosine similarity with the other tasks' gradient, negative in conflict; nan likewise",
     "train/<task>/action_std": "mean standard deviation of the actions",
     "train/loss_policy": "PPO's clipped objective, mean over the minibatches",
     "train/loss_critic": "the critic's squared error, with its coefficient, mean over the minibatches",
@@ -63,7 +63,7 @@ COLUMNS = {
     "eval/<task>/success_rate": "success rate in the evaluation after this iteration; nan where there was none",
     "eval/mean_success_rate": "mean over the tasks",
 }
-"""Columns of ``metrics.csv`` and TensorBoard, and what they mean; README.md has the same table."""
+"""Columns of ``metrics.csv`` and TensorBoard, and what they mean; docs/runs.md has the same table."""
 
 
 def column_names(tasks: Sequence[str]) -> list[str]:

@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Recovery:
-    """Repeats a call in which simulators died, up to a number of times in all.
+    """Retries a call when simulators die in it, at most ``max_restarts`` times in all.
 
     Args:
-        max_restarts: the number.
+        max_restarts: limit over all calls.
         progress: where restarts are counted.
 
     Attributes:

@@ -8,7 +8,7 @@ from mtrl_vec.learn.device import resolve_device
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The settings with no ``auto`` left, and numbers where defaults stand for numbers.
+    """The settings with ``auto`` and None defaults replaced by concrete values.
 
     Raises:
         InputError: CUDA is requested but missing.

@@ -36,8 +36,8 @@ def single_threaded() -> Iterator[None]:
 class Rollouts:
     """Rollouts of all environments of a run, one after the other.
 
-    Simulators start with the first rollout. Where one dies, all start again from the end of the last rollout, and the
-    noise of the actions as well, so that nothing of it shows in the numbers.
+    Simulators start with the first rollout. If one dies, all simulators and the generator of the actions' noise are
+    restored to the end of the last rollout, so that results are unaffected.
 
     Args:
         config: of the run.

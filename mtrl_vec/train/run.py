@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from tensordict import TensorDictBase
@@ -20,7 +20,6 @@ from mtrl_vec.timing import Timer
 from mtrl_vec.train.checkpoints import Checkpoints, Stateful
 from mtrl_vec.train.evaluation import Evaluation
 from mtrl_vec.train.log import require_wandb
-from mtrl_vec.train.meta_sampling import make_task_sampling
 from mtrl_vec.train.pipeline import Alternating, Overlapping
 from mtrl_vec.train.progress import Progress
 from mtrl_vec.train.record import Record
@@ -35,6 +34,7 @@ from mtrl_vec.train.run_dir import (
     resumed_config,
     write_config,
 )
+from mtrl_vec.train.sampling_methods import make_task_sampling
 from mtrl_vec.train.statistics import EpisodeStatistics
 from mtrl_vec.train.warm_start import WarmStart
 
@@ -58,6 +58,7 @@ class Run:
         config = resolve(config)
         if config.runtime.wandb:
             require_wandb()
+        # Before the folder is touched: a bad policy must leave nothing behind, and --overwrite not remove a good one.
         warm_start = WarmStart(config) if config.init_from is not None and checkpoint is None else None
         place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
         self.run_dir, self.lock = place
@@ -68,6 +69,7 @@ class Run:
         self._start = "" if warm_start is None else str(warm_start)
         self._changes = "" if checkpoint is None else describe_changes(config, checkpoint)
 
+        # The order matters: weights are drawn first, then acting continues torch's random stream.
         torch.manual_seed(config.seed)
         overlap = config.learner.overlap
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
@@ -87,6 +89,7 @@ class Run:
         self.statistics = EpisodeStatistics(config.tasks, config.environment.num_envs, whole)
         self.task_sampling = make_task_sampling(config)
         self.evaluation = Evaluation(config, self.run_dir, self.policy, self.recovery)
+        # Everything that a checkpoint holds; restored in this order, since acting copies the policy.
         parts: dict[str, Stateful] = {
             "progress": self.progress,
             "policy": self.policy,
@@ -103,7 +106,7 @@ class Run:
             self.checkpoints.restore(checkpoint)
 
     @classmethod
-    def resume(cls, run_dir: Path | str, **changes: Any) -> Any:
+    def resume(cls, run_dir: Path | str, **changes: Any) -> Self:
         """Continue a run from its newest readable checkpoint.
 
         Args:

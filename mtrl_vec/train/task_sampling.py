@@ -21,7 +21,7 @@ from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, Progres
 Array = NDArray[np.float64]
 
 ENOUGH_EPISODES = 20
-"""Episodes that it takes to believe in a success rate."""
+"""Minimum number of episodes before a success rate is trusted."""
 PROGRESS_UNIT = 0.2
 """Unit of learning progress: a task with this much more is practised ``e`` times as much (at a temperature of 1)."""
 
@@ -112,9 +112,9 @@ class Random(Uniform):
 class Curriculum(Uniform):
     """One task after the other, in the order of ``curriculum``.
 
-    A task is done when its success rate reaches ``curriculum_success``, or when it has had ``curriculum_frames``
-    environment steps. Tasks that are done keep a probability of ``min_task_prob`` each, so that they are not forgotten;
-    those to come get nothing. After the last one all probabilities are equal.
+    A task is done when its success rate reaches ``curriculum_success``, or ``curriculum_frames`` environment steps (of
+    all tasks) after it began. Tasks that are done keep a probability of ``min_task_prob`` each, so that they are not
+    forgotten; those to come get nothing. After the last one all probabilities are equal.
     """
 
     STATE = (*Uniform.STATE, "_stage", "_stage_began")
