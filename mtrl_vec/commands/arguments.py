@@ -194,6 +194,8 @@ def parse(arguments: Sequence[str], resumed: TrainConfig | None = None) -> Any:
         InputError: they make no sense. The message is one line.
         SystemExit: after showing the help that they ask for.
     """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise InputError(f"unknown command {arguments[0]!r}: known commands are {', '.join(COMMANDS)}")
     for flag in (argument.partition("=")[0].replace("_", "-") for argument in arguments):
         if flag in RENAMED:
             raise InputError(f"{flag} is now called {RENAMED[flag]}")

@@ -55,14 +55,21 @@ def _new(arguments: Sequence[str]) -> Trainer:
 def _resumed(folder: Path, arguments: Sequence[str]) -> Trainer:
     from mtrl_vec.policy.checkpoint import load_latest
     from mtrl_vec.train import Trainer
-    from mtrl_vec.train.run_dir import resumed_config
+    from mtrl_vec.train.run_dir import changed, resumed_config
 
     checkpoint, problems = load_latest(folder)
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     if peek("--preset", arguments) is not None:
         raise InputError(f"--preset does not go with --resume: the run in {folder} keeps its settings")
-    config = parse(arguments, resumed=resumed_config(folder, checkpoint)).config()
+    before = resumed_config(folder, checkpoint)
+    command = parse(arguments, resumed=before)
+    # First of all, since other defaults of the run would not go with other tasks or another method.
+    if command.environment.tasks != before.tasks:
+        raise changed("tasks", command.environment.tasks, folder, before.tasks)
+    if command.sampling.task_sampling != before.sampling.name:
+        raise changed("task_sampling", command.sampling.task_sampling, folder, before.sampling.name)
+    config = command.config()
     if config.runtime.run_dir != folder or config.runtime.overwrite:
         flag = "--overwrite" if config.runtime.overwrite else "--run-dir"
         raise InputError(f"{flag} does not go with --resume: the run continues in {folder}")

@@ -102,7 +102,7 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
     assert folder is not None
     before = resumed_config(folder, checkpoint)
     for name, value, old in _changes_of_learning(config, before):
-        raise InputError(f"{name} is {value}: the run in {folder} was started with {old}, and has to keep it")
+        raise changed(name, value, folder, old)
     if checkpoint["progress"]["iteration"] >= config.num_iterations:
         raise InputError(
             f"total_frames is {config.runtime.total_frames}: the run in {folder} has them already "
@@ -119,13 +119,18 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
     return folder, lock
 
 
+def changed(name: str, value: object, folder: Path, old: object) -> InputError:
+    """The error for a setting that may not change when a run continues."""
+    return InputError(f"{name} is {value}: the run in {folder} was started with {old}, and has to keep it")
+
+
 def _changes_of_learning(config: TrainConfig, before: TrainConfig) -> list[tuple[str, object, object]]:
     """Settings that differ, and decide what is learned: all but those of `RuntimeConfig`. Name, value, old value."""
     now, then = config.to_dict(), before.to_dict()
     found: list[tuple[str, object, object]] = []
     alone = ("seed", "init_from")
     found += [(name, now[name], then[name]) for name in alone if now[name] != then[name]]
-    for group in now.keys() - {*alone, "runtime"}:
+    for group in (name for name in now if name not in (*alone, "runtime")):
         names = now[group].keys() | then[group].keys()
         found += [
             ("task_sampling" if name == "method" else name, _shown(now[group].get(name)), _shown(then[group].get(name)))
