@@ -84,3 +84,11 @@ def test_a_skipped_step_moves_no_std(learn_std) -> None:
     td["advantage"].fill_(math.nan)
     assert ppo.update(td)["skipped_updates"] == 4
     assert torch.equal(ppo.policy.action_std(), torch.ones(3, 4))
+
+
+def test_a_std_that_does_not_learn_is_its_limit_also_when_that_rises() -> None:
+    """As after a resumption with more frames, and after a warm start from a policy with little noise left."""
+    ppo = learner_on_the_limit(learn_std=False)
+    for limit in (0.3, 0.7):
+        ppo.policy.limit_std(limit)
+        torch.testing.assert_close(ppo.policy.action_std(), torch.full((3, 4), limit))

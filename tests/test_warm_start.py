@@ -79,6 +79,7 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
         (["--head", "16", "--no-relative-features"], "its relative_features is True, this run's is False"),
         (["--head", "16"], "its popart is True, this run's is False"),
         (["--head", "16", "--popart", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
+        (["--head", "16", "--popart", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_starts(source, tmp_path, capsys, flags, message) -> None:
@@ -101,3 +102,17 @@ def test_files_that_hold_no_policy_to_start_from(source, tmp_path, capsys) -> No
         assert main(["train", *flags]) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
+
+
+def test_a_run_whose_best_policy_has_no_reward_scale_starts_others_from_its_latest_state(source, tmp_path) -> None:
+    """As those of version 1."""
+    old = tmp_path / "old"
+    old.mkdir()
+    content = load_checkpoint(source / "best.pt")
+    content.pop("reward_scale")
+    save_checkpoint(old / "best.pt", content)
+    save_checkpoint(old / "checkpoint-576.pt", load_checkpoint(source / "checkpoint-576.pt"))
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=old, tasks=("push", "reach"), popart=True))
+    run.lock.release()
+    kept = load_checkpoint(source / "checkpoint-576.pt")["learner"]["reward_scale"]
+    assert torch.equal(run.learner.reward_scale.var, kept["var"])

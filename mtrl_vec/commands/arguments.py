@@ -218,12 +218,13 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
 
 
 def peek(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value of a flag that decides what the defaults of others are."""
+    """The value of a flag that decides what the defaults of others are; the last one, and None if there is none."""
+    found = None
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if name == flag:
-            return value if equals else following
-    return None
+            found = value if equals else following
+    return None if found is None or found.startswith("--") else found
 
 
 def _parse(commands: list[Any], arguments: Sequence[str]) -> Any:

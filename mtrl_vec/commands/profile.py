@@ -31,7 +31,7 @@ from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.tasks.layout import METAWORLD
 from mtrl_vec.timing import Timer
 from mtrl_vec.train import Trainer
-from mtrl_vec.train.run_dir import TRACE_NAME
+from mtrl_vec.train.run_dir import DUMP_NAME, TRACE_NAME
 
 LAUNCHES = ("cudaLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cuLaunchKernel")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -53,6 +53,8 @@ def profile(command: ProfileCommand, arguments: Sequence[str]) -> None:
     Raises:
         InputError: see `profile_training`.
     """
+    if command.resume is not None:
+        raise InputError(f"resume is {command.resume}: profile starts a run of its own, leave --resume out")
     if command.iterations < 1:
         raise InputError(f"iterations is {command.iterations}: it must be positive")
     check_json(command.json)
@@ -112,7 +114,8 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
     """
     # The last iteration of a run has nothing to overlap with: there is one more to come.
     frames = (warmup + iterations + 2) * config.frames_per_batch
-    config = config.replace(total_frames=max(config.runtime.total_frames, frames))
+    # No recovery: a replaced simulator would count as time to collect.
+    config = config.replace(total_frames=max(config.runtime.total_frames, frames), max_restarts=0)
     trainer = Trainer(config, timer=Timer(synchronize=resolve_device(config.runtime.device).type == "cuda"))
     trace = trainer.run_dir / TRACE_NAME
     with trainer.lock, _removed_on_failure(trainer.run_dir), contextlib.closing(trainer.pipeline):
@@ -181,7 +184,8 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder)
+        if not (folder / DUMP_NAME).exists():
+            shutil.rmtree(folder)
         raise
 
 

@@ -116,7 +116,10 @@ class TrainConfig:
                 changes[name] = value
             else:
                 raise InputError(f"there is no setting {name!r}: see mtrl_vec.config.TrainConfig for those that exist")
-        changes |= {group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()}
+        if "tasks" in settings and self.learner.task_weights is not None:
+            groups.setdefault("learner", {}).setdefault("task_weights", None)  # those of other tasks
+        for group, values in groups.items():
+            changes[group] = dataclasses.replace(changes.get(group, getattr(self, group)), **values)
         if isinstance(self.sampling, CurriculumConfig) and "tasks" in settings:
             changes.setdefault("sampling", dataclasses.replace(self.sampling, curriculum=None))
         return dataclasses.replace(self, **changes)

@@ -67,6 +67,7 @@ class Advantages(nn.Module):
     def forward(self, data: TensorDictBase) -> dict[str, Tensor]:
         """What to add to a rollout [B, T]: ``advantage`` and ``value_target`` [B, T, 1]; and ``explained_variance``."""
         policy, behaviour = self._policies
+        recompute = self._recompute_log_prob or data.get("action_log_prob", None) is None  # collected on a GPU
         after, task = data["next"], (data["task_one_hot"], data["task_idx"])
         reward = after["reward"] + self._learner.success_bonus * after["success"]
         if self._learner.normalize_reward:
@@ -76,7 +77,7 @@ class Advantages(nn.Module):
         # epochs that follow cost many times this.
         with autocast(self._device, self._config.runtime.precision):
             value, next_value = (policy.value(td["observation"], *task) for td in (data, after))
-            if self._recompute_log_prob:
+            if recompute:
                 loc, scale = behaviour.distribution(data["observation"], *task)
         judged = {"state_value": next_value, "reward": reward, "done": after["done"], "terminated": after["terminated"]}
         estimate = self.gae(TensorDict({"state_value": value, "next": judged}, data.batch_size))
@@ -89,6 +90,6 @@ class Advantages(nn.Module):
             "value_target": target,
             "explained_variance": explained_variance(value, target),
         }
-        if self._recompute_log_prob:
+        if recompute:
             added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])
         return added

@@ -16,7 +16,7 @@ VERSION = 2
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
-_V1_POLICY_KEYS = ("iteration", "frames", "versions", "evaluation", "best_success")
+_V1_POLICY_KEYS = ("frames", "versions", "evaluation")
 
 
 def migrate(content: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class ActorHeads(nn.Module):
         # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
         self.heads = TaskHeads(num_tasks, config.torso[1], config.head, action_size, 0.01)
         log_std = torch.full((num_tasks, action_size), math.log(config.init_std))
+        self.learn_std = config.learn_std
         self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
         self.register_buffer("std_limit", torch.tensor(config.init_std))
 
@@ -86,8 +87,9 @@ class ActorHeads(nn.Module):
 
     @torch.no_grad()
     def project_std(self) -> None:
-        """Clamp standard deviations to the limit, in place and without waiting for the device."""
-        self.log_std.copy_(torch.minimum(self.log_std, self.std_limit.log()))
+        """Clamp standard deviations to the limit, or set them to it if they do not learn: in place, without waiting."""
+        limit = self.std_limit.log()
+        self.log_std.copy_(torch.minimum(self.log_std, limit) if self.learn_std else limit.expand_as(self.log_std))
 
     def forward(self, hidden: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
         """[..., H], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""

@@ -89,6 +89,7 @@ class SimBatch:
         tasks = self.tasks
         files = list(dict.fromkeys(task.model_file for task in tasks))
         self.worlds = [World(file) for file in files]
+        assert len({world.step_seconds for world in self.worlds}) == 1  # one clock error tells all unstable slots
         self._world_idx = np.array([files.index(task.model_file) for task in tasks])  # [K]
         own = [self.worlds[w] for w in self._world_idx]  # of each task
         self._objects = [world.object_handle(task) for world, task in zip(own, tasks, strict=True)]

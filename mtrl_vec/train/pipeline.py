@@ -77,7 +77,10 @@ class Overlapping(Alternating):
 
     def __call__(self, task_probs: NDArray[np.float64] | None, last: bool) -> tuple[TensorDictBase, Metrics]:
         """See `Alternating`."""
-        rollout = self._rollouts.collect(task_probs) if self._ahead is None else self._ahead
+        rollout = self._ahead
+        if rollout is None:
+            rollout = self._rollouts.collect(task_probs)
+            self._acting.catch_up()  # so that the policy before is the one that collected it, also in a longer run
         if self._iterations < self.ALTERNATE_FIRST:
             self._ahead = None if last else self._rollouts.collect(task_probs)
             metrics = self._learn(rollout)

@@ -63,7 +63,6 @@ class Run:
         place = prepare_run_dir(config) if checkpoint is None else continue_run_dir(config, checkpoint)
         self.run_dir, self.lock = place
         self.config = config = config.replace(run_dir=self.run_dir)
-        write_config(self.run_dir, config)
         self.device = torch.device(config.runtime.device)
         self.timer = timer or Timer()
         self._start = "" if warm_start is None else str(warm_start)
@@ -104,6 +103,7 @@ class Run:
         self.checkpoints = Checkpoints(self.run_dir, config, parts, self.progress, self.timer)
         if checkpoint is not None:
             self.checkpoints.restore(checkpoint)
+        write_config(self.run_dir, config)
 
     @classmethod
     def resume(cls, run_dir: Path | str, **changes: Any) -> Self:

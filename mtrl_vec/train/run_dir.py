@@ -177,7 +177,8 @@ def leftovers(folder: Path) -> list[Path]:
 def _run_files(folder: Path) -> set[str]:
     damaged = folder.glob("checkpoint-*.damaged")
     names = RUN_FILES | {path.name for path in (*checkpoints(folder), *leftovers(folder), *damaged)}
-    return names | {temporary_path(folder / name).name for name in names}
+    old = {f"{Path(name).stem}.tmp" for name in names}  # of version 1
+    return names | old | {temporary_path(folder / name).name for name in names}
 
 
 def _is_run(folder: Path) -> bool:

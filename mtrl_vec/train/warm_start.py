@@ -6,19 +6,22 @@ Shapes: ``K`` tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.policy.checkpoint import find_checkpoint, load_checkpoint
+from mtrl_vec.policy.checkpoint import checkpoints, find_checkpoint, load_checkpoint
 
 _SAME = ("torso", "head", "relative_features", "normalize_observation", "popart")
 """Fields of `PolicyConfig` that have to be equal for weights to fit."""
+_SAME_LEARNER = ("normalize_reward", "success_bonus", "gamma")
+"""Fields of `LearnerConfig` that decide in which units the critic predicts."""
 _FIRST_LAYER = "torso.module.layers.0.weight"
 _REWARD_SCALE = ("mean", "var", "count")
 
@@ -31,6 +34,20 @@ def policy_content(policy: SharedPolicy, reward_scale: RewardScale) -> dict[str,
     """
     scale = reward_scale.state_dict()
     return {"policy": policy.state_dict(), "reward_scale": {name: scale[name] for name in _REWARD_SCALE}}
+
+
+def _reward_scale(content: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+    """Of a policy file, or of the state of a whole run."""
+    return content.get("reward_scale", content.get("learner", {}).get("reward_scale"))
+
+
+def _load(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that a path means; of a run whose best policy has no reward scale, its latest state."""
+    file = find_checkpoint(path)
+    content = load_checkpoint(file)
+    if path.is_dir() and _reward_scale(content) is None and (whole := checkpoints(path)):
+        return whole[0], load_checkpoint(whole[0])
+    return file, content
 
 
 class WarmStart:
@@ -48,15 +65,17 @@ class WarmStart:
 
     def __init__(self, config: TrainConfig) -> None:
         assert config.init_from is not None
-        file = find_checkpoint(config.init_from)
-        content = load_checkpoint(file)
-        source = TrainConfig.from_dict(content["config"])
+        file, content = _load(config.init_from)
+        try:
+            source = TrainConfig.from_dict(content["config"])
+        except (KeyError, TypeError, InputError) as error:
+            raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
         pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
-        pairs.append(("normalize_reward", source.learner.normalize_reward, config.learner.normalize_reward))
+        pairs += [(name, getattr(source.learner, name), getattr(config.learner, name)) for name in _SAME_LEARNER]
         for name, theirs, ours in pairs:
             if theirs != ours:
                 raise InputError(f"init_from is {file}: its {name} is {theirs}, this run's is {ours}: make them equal")
-        scale = content.get("reward_scale", content.get("learner", {}).get("reward_scale"))
+        scale = _reward_scale(content)
         if "policy" not in content or scale is None:
             raise InputError(
                 f"init_from is {file}: it holds no policy with the scale of its rewards; give a checkpoint-*.pt of its "
