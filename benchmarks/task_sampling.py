@@ -206,7 +206,8 @@ def report_finals(groups: Finals) -> str:
             known = [value for value in known if not math.isnan(value)]
             few = f", {len(known)} of {len(group)}" if len(known) < len(group) else ""
             span = f"({min(known):{form}} to {max(known):{form}}{few})" if known else ""
-            line.append(f"{np.mean(known):{form}}{suffix} {span}" if known else "never")
+            missing = "never" if column in (TO_MEAN, TO_ALL, MINUTES_TO_MEAN) else ""
+            line.append(f"{np.mean(known):{form}}{suffix} {span}" if known else missing)
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

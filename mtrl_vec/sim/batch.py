@@ -194,8 +194,7 @@ class SimBatch:
             goals = self._goals
             vector = task.draw.sample(rng) if goals is None else goals[k][rng.integers(len(goals[k]))]
         self._init_obj[slot], self._goal[slot] = task.place(vector, self._resting_heights[k])
-        # A phase only shortens the very first episode; afterwards the slots stay spread.
-        phased = self.random_phase and self._fresh[slot]
+        phased = self.random_phase and self._fresh[slot]  # it shortens the first episode; slots stay spread afterwards
         self.elapsed[slot] = rng.integers(self.max_episode_steps) if phased else 0
         self._fresh[slot] = self._resting[slot] = False
         state[: world.state_size] = world.settled

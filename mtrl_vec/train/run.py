@@ -70,22 +70,19 @@ class Run:
 
         # The order matters: weights are drawn first, then acting continues torch's random stream.
         torch.manual_seed(config.seed)
-        overlap = config.learner.overlap
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
         self.policy = SharedPolicy(config.policy, config.num_tasks).to(self.device)
         if warm_start is not None:
             warm_start.copy_policy(self.policy)
-        self.acting = ActingPolicy(self.policy, config, self.timer, lagging=overlap)
+        self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.learner.overlap)
         self.learner = PPO(config, self.policy, self.timer, self.acting.previous)
         if warm_start is not None:
             warm_start.copy_reward_scale(self.learner.reward_scale)
         self.recovery = Recovery(config.runtime.max_restarts, self.progress)
         self.rollouts = Rollouts(config, self.acting, self.recovery, self.timer)
-        self.pipeline = (
-            Overlapping(self.rollouts, self.learn, self.acting) if overlap else Alternating(self.rollouts, self.learn)
-        )
-        whole = not config.environment.random_phase
-        self.statistics = EpisodeStatistics(config.tasks, config.environment.num_envs, whole)
+        self.pipeline = self._make_pipeline()
+        environment = config.environment
+        self.statistics = EpisodeStatistics(config.tasks, environment.num_envs, whole=not environment.random_phase)
         self.task_sampling = make_task_sampling(config)
         self.evaluation = Evaluation(config, self.run_dir, self.policy, self.recovery)
         # Everything that a checkpoint holds; restored in this order, since acting copies the policy.
@@ -104,6 +101,11 @@ class Run:
         if checkpoint is not None:
             self.checkpoints.restore(checkpoint)
         write_config(self.run_dir, config)
+
+    def _make_pipeline(self) -> Alternating:
+        if self.config.learner.overlap:
+            return Overlapping(self.rollouts, self.learn, self.acting)
+        return Alternating(self.rollouts, self.learn)
 
     @classmethod
     def resume(cls, run_dir: Path | str, **changes: Any) -> Self:
