@@ -7,7 +7,7 @@ ARGS ?=
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for a table of several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
-.PHONY: help install train eval has-run profile test check bench clean
+.PHONY: help install train eval has-run profile test test-slow check bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ profile: $(STAMP)  ## where the time of training goes: a table, and a trace for 
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(STAMP)  ## run the proofs that take minutes: all fifty tasks against Meta-World, step by step
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: $(STAMP)  ## formatting, lint, imports and types
 	$(BIN)/ruff format --check .

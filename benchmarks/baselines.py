@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.sim.world import FRAME_SKIP, load_model
+from mtrl_vec.sim.compilation import load_model
+from mtrl_vec.sim.world import FRAME_SKIP
 from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.tasks.task import MAX_EPISODE_STEPS
 
 SEED = 1  # Meta-World's vector environments take 0 for "no seed"
-TASK_NAMES = tuple(task.name for task in TASKS)
+TASK_NAMES = tuple(task.name for task in MT3)
 MOCAP_LOW, MOCAP_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])
 """Meta-World's bounds of the hand target."""
 
@@ -73,8 +74,8 @@ class Floor(Contender):
     """Start states of each slot, which repeat."""
 
     def __init__(self, num_slots: int, first_slot: int = 0) -> None:
-        task_idx = (first_slot + np.arange(num_slots)) % len(TASKS)
-        sim = SimBatch(TASKS, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
+        task_idx = (first_slot + np.arange(num_slots)) % len(MT3)
+        sim = SimBatch(MT3, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
         sim.reset()
         self._elapsed, starts = sim.elapsed.copy(), [sim.state.copy()]
         for _ in range(self.NUM_STARTS - 1):
@@ -83,7 +84,7 @@ class Floor(Contender):
         (world,) = sim.worlds  # the tasks share their physics model
         self._starts, self._signature = starts, world.state_signature
         self._episode = np.full(num_slots, -1)
-        self._model = load_model(TASKS[0].model_file, visual=True)
+        self._model = load_model(MT3[0].model_file, visual=True)
         self._data = [mujoco.MjData(self._model) for _ in range(num_slots)]
         self._views = [(data, data.mocap_pos[0], data.ctrl) for data in self._data]
         self._mocap = np.zeros((num_slots, 3))
@@ -197,8 +198,8 @@ class GymAsync(Contender):
         self._rng = np.random.default_rng(SEED)
 
     def advance(self) -> int:
-        self._env.step(random_actions(self._rng, len(TASKS)))
-        return len(TASKS)
+        self._env.step(random_actions(self._rng, len(MT3)))
+        return len(MT3)
 
     def close(self) -> None:
         self._env.close(terminate=True)
@@ -285,7 +286,7 @@ class TutorialNet(nn.Module):
             nn.Linear(METAWORLD.size, 512), nn.LayerNorm(512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
         )
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(512, 128), nn.GELU(), nn.Linear(128, ACTION_SIZE + 1)) for _ in TASKS
+            nn.Sequential(nn.Linear(512, 128), nn.GELU(), nn.Linear(128, ACTION_SIZE + 1)) for _ in MT3
         )
 
     def forward(self, observation: Tensor, task_idx: Tensor) -> tuple[Normal, Tensor]:
@@ -310,7 +311,7 @@ class TutorialPPO(Contender):
         self._reset_every_step, self._num_threads = reset_every_step, num_threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._envs = [_make_mt1(name) for name in TASK_NAMES]
-        self._observation: list[np.ndarray | None] = [None] * len(TASKS)
+        self._observation: list[np.ndarray | None] = [None] * len(MT3)
         self._net = TutorialNet().to(self._device)
         self._optimizer = torch.optim.Adam(self._net.parameters(), lr=3e-4)
         self._turn = 0
@@ -336,7 +337,7 @@ class TutorialPPO(Contender):
     def _iterate(self, num_steps: int) -> None:
         rollout = []
         for _ in range(num_steps):
-            k = self._turn = (self._turn + 1) % len(TASKS)
+            k = self._turn = (self._turn + 1) % len(MT3)
             if self._reset_every_step or self._observation[k] is None:
                 self._observation[k], _ = self._envs[k].reset()
             observation = self._observation[k]
@@ -368,8 +369,8 @@ class TutorialPPO(Contender):
             next_value = self._net(following, task_idx)[1]
         gae = (reward + self.GAMMA * (1 - terminated) * next_value - value).tolist()
         decay = (self.GAMMA * self.LAMBDA * (1 - done)).tolist()
-        for t in reversed(range(len(gae) - len(TASKS))):  # between two steps of a task come those of the others
-            gae[t] += decay[t] * gae[t + len(TASKS)]
+        for t in reversed(range(len(gae) - len(MT3))):  # between two steps of a task come those of the others
+            gae[t] += decay[t] * gae[t + len(MT3)]
         advantage = self._tensor(gae)
         target = advantage + value
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)

@@ -67,7 +67,7 @@ class Args:
 
 
 def make_policy(config: TrainConfig, device: torch.device) -> SharedPolicy:
-    return SharedPolicy(config.policy, config.num_tasks).to(device)
+    return SharedPolicy.for_tasks(config.policy, config.tasks).to(device)
 
 
 def random_rollout(config: TrainConfig) -> TensorDict:

@@ -35,7 +35,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import write_atomically
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, PRETRAINED, load_latest
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import resumed_config
 
@@ -44,7 +44,7 @@ RESULTS = FOLDER / "results.csv"
 RUNS = Path("runs") / "learning"
 PACKAGE = Path(mtrl_vec.policy.__file__).parent
 """Folder of the pretrained policy."""
-TASK_NAMES = tuple(task.name for task in TASKS)
+TASK_NAMES = tuple(task.name for task in MT3)
 THRESHOLDS = (0.9, 0.98)
 
 ABLATION = {

@@ -47,7 +47,7 @@ from mtrl_vec.envs.processes import default_num_workers, deferred_interrupts
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import available_cores
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 
 TARGETS = (
     ("sim_1proc", "floor_1proc", 0.95),
@@ -108,7 +108,7 @@ class Sim(Contender):
     """`SimBatch`, including resets."""
 
     def __init__(self, num_slots: int) -> None:
-        self._sim = SimBatch(TASKS, np.arange(num_slots) % len(TASKS), seed=SEED, random_phase=True)
+        self._sim = SimBatch(MT3, np.arange(num_slots) % len(MT3), seed=SEED, random_phase=True)
         self._sim.reset()
         self._rng = np.random.default_rng(SEED)
 

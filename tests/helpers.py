@@ -40,7 +40,7 @@ def tiny_config(**changes: object) -> TrainConfig:
 
 
 def make_policy(config: TrainConfig) -> SharedPolicy:
-    return SharedPolicy(config.policy, config.num_tasks)
+    return SharedPolicy.for_tasks(config.policy, config.tasks)
 
 
 def make_batch(policy: SharedPolicy, *shape: int, task: int | None = None) -> TensorDict:

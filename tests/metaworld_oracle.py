@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 
 import metaworld
+import mujoco
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as MetaWorldTask
 
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.suite import MT3
 
 
 def make_env(task_name: str) -> SawyerXYZEnv:
@@ -29,4 +31,18 @@ def expert(task_name: str):
     return ENV_POLICY_MAP[task_name]()
 
 
-TASK_NAMES = [task.name for task in TASKS]
+def judge(env: SawyerXYZEnv, sim: SimBatch, slot: int, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    """What Meta-World's own `_get_obs` and `evaluate_state` say of a slot's state, without simulating.
+
+    `env` was reset with the slot's vector and sees all of its steps, since it keeps the frame before.
+    """
+    world, state, _, _ = sim.view(slot)
+    mujoco.mj_setState(env.model, env.data, state, world.state_signature)
+    mujoco.mj_forward(env.model, env.data)
+    space = env.sawyer_observation_space
+    observation = np.clip(env._get_obs(), space.low, space.high)
+    reward, info = env.evaluate_state(observation, action)
+    return observation, float(reward), bool(info["success"])
+
+
+TASK_NAMES = [task.name for task in MT3]

@@ -154,7 +154,7 @@ def test_schedules_of_version_1_are_methods_of_task_sampling(tmp_path, changes, 
 
 def test_a_run_of_version_1_cannot_be_resumed(tmp_path) -> None:
     save_version_1(tmp_path / "checkpoint-576.pt")
-    with pytest.raises(InputError, match="is from an older version, which learned differently") as raised:
+    with pytest.raises(InputError, match="is from an older version of mtrl_vec") as raised:
         Trainer.resume(tmp_path, total_frames=5000)
     assert "\n" not in str(raised.value)
 
@@ -163,13 +163,13 @@ def test_a_version_that_is_not_known_is_one_clear_line(tmp_path, capsys) -> None
     path = tmp_path / "new.pt"
     save_version_1(path)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 3}, path)
-    with pytest.raises(InputError, match="it has version 3 of the format, and this package reads up to 2"):
+    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 4}, path)
+    with pytest.raises(InputError, match="it has version 4 of the format, and this package reads up to 3"):
         load_policy(path)
     assert main(["eval", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path} does not fit this version of mtrl_vec") and err.count("\n") == 1
-    assert "version 3" in err
+    assert "version 4" in err
 
 
 @pytest.mark.parametrize("mark", [{}, {"version": None}, {"version": "2"}, {"format": "mtrl_vec checkpoint 2"}])

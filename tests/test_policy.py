@@ -12,7 +12,7 @@ from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from mtrl_vec.policy.features import relative_features
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 
 
 @pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
@@ -47,7 +47,7 @@ def test_under_autocast_the_last_layer_stays_in_full_precision(way: str) -> None
 
 def test_relative_features_of_simulated_steps() -> None:
     """Against what consecutive frames of the simulator say, and nothing of the observation is lost."""
-    sim = SimBatch(TASKS, np.arange(6) % 3, seed=0)
+    sim = SimBatch(MT3, np.arange(6) % 3, seed=0)
     rng = np.random.default_rng(0)
     before = sim.reset()
     for _ in range(5):

@@ -9,8 +9,8 @@ import pytest
 
 from metaworld_oracle import TASK_NAMES, expert
 from mtrl_vec.sim import SimBatch, Step
-from mtrl_vec.sim.world import load_model
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.sim.compilation import load_model
+from mtrl_vec.tasks.suite import MT3, fixed_vectors
 from mtrl_vec.tasks.task import Task
 
 MODELS = [f"sawyer_xyz/sawyer_{name}_v3.xml" for name in ("reach", "push", "pick_place")]
@@ -23,7 +23,7 @@ def random_actions(n: int, steps: int, seed: int = 0) -> np.ndarray:
 
 def with_models(*models: str) -> tuple[Task, ...]:
     """The tasks with other model files, and so in as many worlds as there are different ones."""
-    return tuple(dataclasses.replace(task, model_file=model) for task, model in zip(TASKS, models, strict=True))
+    return tuple(dataclasses.replace(task, model_file=model) for task, model in zip(MT3, models, strict=True))
 
 
 REACH, PUSH, PICK_PLACE = MODELS
@@ -37,8 +37,8 @@ in_worlds = pytest.mark.parametrize("tasks", WORLDS.values(), ids=WORLDS)
 
 def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
     actions = random_actions(6, 30)
-    whole = SimBatch(TASKS, np.arange(6) % 3, seed=3, random_phase=True)
-    parts = [SimBatch(TASKS, np.arange(f, f + 3) % 3, seed=3, first_slot=f, random_phase=True) for f in (0, 3)]
+    whole = SimBatch(MT3, np.arange(6) % 3, seed=3, random_phase=True)
+    parts = [SimBatch(MT3, np.arange(f, f + 3) % 3, seed=3, first_slot=f, random_phase=True) for f in (0, 3)]
     np.testing.assert_array_equal(whole.reset(), np.concatenate([p.reset() for p in parts]))
     np.testing.assert_array_equal(whole.elapsed, np.concatenate([p.elapsed for p in parts]))
     for action in actions:
@@ -51,10 +51,10 @@ def test_results_do_not_depend_on_how_slots_are_grouped() -> None:
 def test_resting_after_success_changes_nothing_before_it_and_nothing_moves_after() -> None:
     """Meta-World's experts in both, fed with the same observations, over an episode and a reset."""
     task_idx = np.arange(6) % 3
-    usual, lazy = (SimBatch(TASKS, task_idx, seed=1, rest_after_success=rest) for rest in (False, True))
+    usual, lazy = (SimBatch(MT3, task_idx, seed=1, rest_after_success=rest) for rest in (False, True))
     experts = [expert(TASK_NAMES[k]) for k in task_idx]
     physics = slice(
-        0, usual.worlds[0]._parts["CTRL"].start
+        0, usual.worlds[0].parts["CTRL"].start
     )  # clock, positions, velocities; what follows is only what acts on them
     for _ in range(2):
         observation = usual.reset()
@@ -78,15 +78,15 @@ def test_resting_after_success_changes_nothing_before_it_and_nothing_moves_after
 
 
 def test_seeds_and_slots_draw_different_goals() -> None:
-    goals = [SimBatch(TASKS, [0, 0, 0], seed=s).reset()[:, 36:] for s in (0, 1)]
+    goals = [SimBatch(MT3, [0, 0, 0], seed=s).reset()[:, 36:] for s in (0, 1)]
     assert len(np.unique(np.concatenate(goals), axis=0)) == 6
-    sim = SimBatch(TASKS, [0], seed=0)
+    sim = SimBatch(MT3, [0], seed=0)
     assert not np.array_equal(sim.reset()[0, 36:], sim.reset()[0, 36:])
 
 
 def test_the_goal_is_visible_after_a_step() -> None:
     """With the goal-hidden bounds, which Meta-World caches at first, the clip would zero it."""
-    sim = SimBatch(TASKS, [0, 1, 2])
+    sim = SimBatch(MT3, [0, 1, 2])
     first = sim.reset()
     step = sim.step(np.zeros((3, 4), np.float32))
     assert (np.abs(step.observation[:, 37]) >= 0.8).all()
@@ -94,7 +94,7 @@ def test_the_goal_is_visible_after_a_step() -> None:
 
 
 def test_time_limit_and_reset_counts() -> None:
-    sim = SimBatch(TASKS, [0, 1, 2], max_episode_steps=5)
+    sim = SimBatch(MT3, [0, 1, 2], max_episode_steps=5)
     sim.reset()
     for t in range(1, 6):
         truncated = sim.step(np.zeros((3, 4), np.float32)).truncated
@@ -104,7 +104,7 @@ def test_time_limit_and_reset_counts() -> None:
 
 
 def test_random_phases_spread_the_first_episodes_only() -> None:
-    sim = SimBatch(TASKS, np.zeros(300, int), random_phase=True)
+    sim = SimBatch(MT3, np.zeros(300, int), random_phase=True)
     sim.reset()
     counts, _ = np.histogram(sim.elapsed, bins=5, range=(0, 500))
     assert counts.min() > 35  # 60 expected, standard deviation 7
@@ -112,15 +112,15 @@ def test_random_phases_spread_the_first_episodes_only() -> None:
     assert (sim.elapsed == 0).all()
 
 
-@pytest.mark.parametrize("task", TASKS, ids=TASK_NAMES)
+@pytest.mark.parametrize("task", MT3, ids=TASK_NAMES)
 def test_fixed_goals_are_the_fifty_of_the_benchmark_seed(task) -> None:
     sim = SimBatch([task], np.zeros(400, int), goals_seed=7)
     seen = np.unique(sim.reset()[:, 36:38], axis=0)
-    expected = np.unique(task.draw.benchmark_vectors(7)[:, 3:5], axis=0)
+    expected = np.unique(fixed_vectors([task], 7)[0][:, 3:5], axis=0)
     np.testing.assert_array_equal(seen, expected)
 
 
-@pytest.mark.parametrize("tasks", [TASKS, WORLDS["three worlds"]], ids=["one world", "three worlds"])
+@pytest.mark.parametrize("tasks", [MT3, WORLDS["three worlds"]], ids=["one world", "three worlds"])
 def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone(tasks) -> None:
     actions = random_actions(3, 20)
     sim, undisturbed = SimBatch(tasks, [0, 1, 2]), SimBatch(tasks, [0, 1, 2])
@@ -148,7 +148,7 @@ def test_unstable_physics_truncates_its_slot_and_leaves_the_others_alone(tasks) 
 
 def test_physics_warnings_leave_no_file_behind(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sim = SimBatch(TASKS, [0])
+    sim = SimBatch(MT3, [0])
     sim.reset()
     sim.state[0, 20] = 1e12
     assert sim.step(np.zeros((1, 4), np.float32)).unstable[0]
@@ -157,7 +157,7 @@ def test_physics_warnings_leave_no_file_behind(tmp_path, monkeypatch) -> None:
 
 def test_a_saved_row_continues_with_the_same_bits() -> None:
     actions = random_actions(2, 40)
-    sim = SimBatch(TASKS, [1, 2])
+    sim = SimBatch(MT3, [1, 2])
     sim.reset()
     for action in actions[:20]:
         sim.step(action)
@@ -180,15 +180,15 @@ def test_the_three_models_differ_only_in_the_goal_marker() -> None:
         if isinstance(value, np.ndarray) and attribute not in marker:
             for other in models[1:]:
                 np.testing.assert_array_equal(value, getattr(other, attribute), err_msg=attribute)
-    (file,) = {task.model_file for task in TASKS}
+    (file,) = {task.model_file for task in MT3}
     assert load_model(file).ngeom < load_model(file, visual=True).ngeom == models[0].ngeom
 
 
 def test_a_restored_simulation_goes_on_to_the_last_bit_in_another_simulator() -> None:
     """With resets, random draws and contacts after the snapshot; the other one has another past and another seed."""
     options = {"max_episode_steps": 25, "random_phase": True, "rest_after_success": True}
-    first = SimBatch(TASKS, np.arange(6) % 3, seed=7, **options)
-    second = SimBatch(TASKS, np.arange(6)[::-1] % 3, seed=8, first_slot=100, **options)
+    first = SimBatch(MT3, np.arange(6) % 3, seed=7, **options)
+    second = SimBatch(MT3, np.arange(6)[::-1] % 3, seed=8, first_slot=100, **options)
     actions = np.random.default_rng(0).uniform(-1, 1, (80, 6, 4)).astype(np.float32)
     for sim, start in ((first, 0), (second, 10)):
         sim.reset()
@@ -205,7 +205,7 @@ def test_a_restored_simulation_goes_on_to_the_last_bit_in_another_simulator() ->
 
 
 def test_a_snapshot_is_a_copy() -> None:
-    sim = SimBatch(TASKS, [0, 1, 2], seed=7)
+    sim = SimBatch(MT3, [0, 1, 2], seed=7)
     sim.reset()
     snapshot = sim.snapshot()
     kept = {name: array.copy() for name, array in snapshot.items()}
@@ -238,32 +238,33 @@ def assert_step_and_reset_alike(one: SimBatch, other: SimBatch, action: np.ndarr
 def test_tasks_in_worlds_of_their_own_give_the_bits_of_one_world(tasks) -> None:
     """Also where slots change to a task of another world at a reset, and while a world has no slot at all."""
     n, options = 9, {"seed": 3, "max_episode_steps": 60, "random_phase": True}
-    one, other = (SimBatch(some, np.arange(n) % 3, **options) for some in (TASKS, tasks))
+    one, other = (SimBatch(some, np.arange(n) % 3, **options) for some in (MT3, tasks))
     assert len(one.worlds) == 1 and len(other.worlds) == len({task.model_file for task in tasks}) > 1
     np.testing.assert_array_equal(other.reset(), one.reset())
     experts, actions = [expert(name) for name in TASK_NAMES], random_actions(n, 200)
     apart = np.array([task.model_file != PICK_PLACE for task in tasks])  # from the last task
     # The marker that a slot's positions were computed with tells its world, in which nothing else is different.
     markers = np.array([load_model(task.model_file).site("goal").pos for task in tasks])
+    marker = slice(3 * one.worlds[0].model.nbody, 3 * one.worlds[0].model.nbody + 3)  # sites come after bodies
+    assert one.worlds[0].model.site(0).name == "goal"
     moved, succeeded = 0, np.zeros(3, dtype=bool)
     for t, random in enumerate(actions):
         if t == 20:
             one.set_task_probs(np.ones(3) / 3), other.set_task_probs(np.ones(3) / 3)
         if t == 100:  # to chosen tasks and vectors, and all slots away from the others' worlds
             task_idx, rng = np.full(n, 2), np.random.default_rng(0)
-            vectors = np.stack([TASKS[k].draw.sample(rng) for k in task_idx])
+            vectors = np.stack([MT3[k].draw.sample(rng) for k in task_idx])
             start = [sim.reset(task_idx=task_idx, vectors=vectors) for sim in (one, other)]
             np.testing.assert_array_equal(*start)
         before = apart[other.task_idx]
         step = assert_step_and_reset_alike(one, other, act(experts, one, random))
-        np.testing.assert_allclose(other.snapshot()["site_xpos"][:, 0], markers[other.task_idx], atol=1e-12)
+        np.testing.assert_allclose(other.snapshot()["raw"][:, marker], markers[other.task_idx], atol=1e-12)
         moved += int((before != apart[other.task_idx]).sum())
         succeeded[one.task_idx[step.success]] = True
     assert moved >= 4 and succeeded[:2].all()  # else this would prove little
     theirs, ours = one.snapshot(), other.snapshot()
     for arrays in (theirs, ours):
-        arrays["site_xpos"] = arrays["site_xpos"][:, 1:]  # without the goal's marker, which nothing reads
-    assert one.worlds[0].model.site(0).name == "goal"
+        arrays["raw"][:, marker] = 0.0  # nothing reads it
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
@@ -273,7 +274,7 @@ def test_a_snapshot_goes_on_in_another_instance_and_in_other_worlds(tasks) -> No
     n, options = 6, {"max_episode_steps": 25, "random_phase": True, "rest_after_success": True}
     probs = np.array([0.3, 0.3, 0.4])
     first = SimBatch(tasks, np.arange(n) % 3, seed=7, **options)
-    others = [SimBatch(some, np.arange(n)[::-1] % 3, seed=8, first_slot=100, **options) for some in (tasks, TASKS)]
+    others = [SimBatch(some, np.arange(n)[::-1] % 3, seed=8, first_slot=100, **options) for some in (tasks, MT3)]
     actions = random_actions(n, 90)
     for start, sim in enumerate((first, *others)):  # each with a past of its own
         sim.set_task_probs(probs)

@@ -25,7 +25,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.learn.loss import LEARNING_KEYS
 from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.meta_sampling import MetaController
 from mtrl_vec.train.sampling_methods import METHODS, loss_weights, make_task_sampling
@@ -194,7 +194,7 @@ def test_always_on_the_simplex_above_the_floor_deterministic_and_resumable(name)
 
 def test_episodes_follow_the_probabilities_and_the_one_hot_follows_the_simulated_task() -> None:
     probs = np.array([0.2, 0.0, 0.8])
-    sim = SimBatch(TASKS, np.arange(60) % 3, seed=1, max_episode_steps=1)
+    sim = SimBatch(MT3, np.arange(60) % 3, seed=1, max_episode_steps=1)
     sim.set_task_probs(probs)
     counts = np.zeros(3)
     for _ in range(40):
@@ -224,7 +224,7 @@ def test_episodes_follow_the_probabilities_and_the_one_hot_follows_the_simulated
 
 
 def test_uniform_draws_nothing_so_that_slots_keep_their_tasks_and_streams() -> None:
-    one, other = (SimBatch(TASKS, np.arange(6) % 3, seed=1) for _ in range(2))
+    one, other = (SimBatch(MT3, np.arange(6) % 3, seed=1) for _ in range(2))
     other.set_task_probs(np.ones(3) / 3)
     other.set_task_probs(None)
     for _ in range(3):

@@ -21,7 +21,7 @@ from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import TASKS
+from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.timing import Timer
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.resolve import resolve
@@ -91,7 +91,7 @@ def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs) ->
     assert live.tolist() == list(range(num_envs))
     options_of_training = {"trust_policy": True, "use_buffers": False, "auto_register_policy_transforms": False}
     collector = Collector(env, acting, frames_per_batch=12 * 16, track_traj_ids=False, **options_of_training)
-    sim = SimBatch(TASKS, np.arange(num_envs) % 3, **options)
+    sim = SimBatch(MT3, np.arange(num_envs) % 3, **options)
     observation, truncations = sim.reset(), 0
     try:
         for _, rollout in zip(range(3), collector, strict=False):

@@ -28,7 +28,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.learn.device import resolve_device, wait_for
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.tasks.layout import METAWORLD
+from mtrl_vec.tasks.layout import OBSERVATION_SIZE
 from mtrl_vec.timing import Timer
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.run_dir import DUMP_NAME, TRACE_NAME
@@ -74,9 +74,9 @@ def flops_per_sample(config: TrainConfig) -> float:
     Only of what a frame needs: its own task's heads, however many are computed on the way.
     """
     k = config.num_tasks
-    policy, task_idx = SharedPolicy(config.policy, k), torch.arange(64 * k) % k
+    policy, task_idx = SharedPolicy.for_tasks(config.policy, config.tasks), torch.arange(64 * k) % k
     one_hot = torch.nn.functional.one_hot(task_idx, k).float()
-    inputs = torch.randn(len(task_idx), METAWORLD.size), one_hot, task_idx
+    inputs = torch.randn(len(task_idx), OBSERVATION_SIZE), one_hot, task_idx
     with FlopCounterMode(display=False) as counter:
         hidden = policy.torso.module(*inputs[:2])
         loc, scale = policy.actor_heads[0].module(hidden, task_idx)

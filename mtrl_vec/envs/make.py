@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtrl_vec.envs.metaworld import ALL_TASKS, MetaWorldEnv
+from mtrl_vec.envs.metaworld import DEFAULT_TASKS, MetaWorldEnv
 from mtrl_vec.envs.pool import SimulatorPool
 from mtrl_vec.envs.processes import default_num_workers
 from mtrl_vec.errors import InputError
-from mtrl_vec.tasks.suite import resolve_tasks
-from mtrl_vec.tasks.task import MAX_EPISODE_STEPS
+from mtrl_vec.tasks.suite import MT50, resolve_tasks
+from mtrl_vec.tasks.task import MAX_EPISODE_STEPS, Task
 
 
 def make_env(
-    tasks: Sequence[str] = ALL_TASKS,
+    tasks: Sequence[str | Task] = DEFAULT_TASKS,
     *,
     num_workers: int | None = None,
     envs_per_worker: int = 96,
@@ -24,6 +24,7 @@ def make_env(
     max_episode_steps: int = MAX_EPISODE_STEPS,
     random_phase: bool = True,
     rest_after_success: bool = False,
+    fresh_starts: bool = False,
 ) -> SimulatorPool:
     """``W`` worker processes with ``E`` simulations each, holding all tasks in turn, as one TorchRL environment.
 
@@ -32,27 +33,30 @@ def make_env(
     ``if __name__ == "__main__":`` guard (workers are processes that import them). Call ``close()`` at the end.
 
     Args:
-        tasks: names, see `mtrl_vec.tasks.suite.resolve_tasks`. Environment ``i`` holds task ``i % K``.
+        tasks: names of tasks or sets, or tasks of your own, see `mtrl_vec.tasks.suite.resolve_tasks`. Environment
+            ``i`` holds task ``i % K``.
         num_workers: ``W``; by default what suits the machine (`default_num_workers`).
         envs_per_worker: ``E``.
         num_envs: the environments of all workers together, instead of ``envs_per_worker``. Any number: they are spread
             as evenly as possible, see `SimulatorPool`. There are at most as many workers.
-        seed, first_slot, goals_seed, max_episode_steps, random_phase, rest_after_success: see
+        seed, first_slot, goals_seed, max_episode_steps, random_phase, rest_after_success, fresh_starts: see
             `mtrl_vec.sim.SimBatch`.
 
     Returns:
         An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
 
     Raises:
-        InputError: unknown or repeated task, or a number that is not positive.
+        InputError: unknown or repeated task, a task whose model lacks what it reads, or a number that is not positive.
     """
     common = {
-        "tasks": tuple(task.name for task in resolve_tasks(tasks)),
+        # Meta-World's go by name, which is quicker to send. Workers need not know that yours are registered.
+        "tasks": tuple(task.name if task in MT50 else task for task in resolve_tasks(tasks)),
         "seed": seed,
         "goals_seed": goals_seed,
         "max_episode_steps": max_episode_steps,
         "random_phase": random_phase,
         "rest_after_success": rest_after_success,
+        "fresh_starts": fresh_starts,
     }
     num_workers = default_num_workers() if num_workers is None else num_workers
     for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():

@@ -16,10 +16,11 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unboun
 from torchrl.envs import EnvBase
 
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD
-from mtrl_vec.tasks.suite import TASKS, resolve_tasks
+from mtrl_vec.tasks.layout import ACTION_SIZE, OBSERVATION_SIZE
+from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.task import Task
 
-ALL_TASKS = tuple(task.name for task in TASKS)
+DEFAULT_TASKS = ("MT3",)
 
 
 class MetaWorldEnv(EnvBase):
@@ -41,17 +42,22 @@ class MetaWorldEnv(EnvBase):
     ================  ===========  ==================================================================
 
     Args:
-        tasks: names, see `mtrl_vec.tasks.suite.resolve_tasks`.
+        tasks: names of tasks or sets, or tasks of your own, see `mtrl_vec.tasks.suite.resolve_tasks`.
         num_envs: environments in the batch.
         num_rows: ``E``, at least ``num_envs`` and by default the same. Rows beyond ``num_envs`` are idle.
         sim_options: see `mtrl_vec.sim.SimBatch`.
 
     Raises:
-        InputError: unknown or repeated task.
+        InputError: unknown or repeated task, or a task whose model lacks what it reads.
     """
 
     def __init__(
-        self, tasks: Sequence[str] = ALL_TASKS, num_envs: int = 3, *, num_rows: int | None = None, **sim_options: Any
+        self,
+        tasks: Sequence[str | Task] = DEFAULT_TASKS,
+        num_envs: int = 3,
+        *,
+        num_rows: int | None = None,
+        **sim_options: Any,
     ) -> None:
         num_rows = num_envs if num_rows is None else num_rows
         super().__init__(batch_size=[num_rows])
@@ -63,7 +69,7 @@ class MetaWorldEnv(EnvBase):
         self._restored = False
         batch = self.batch_size
         self.observation_spec = Composite(
-            observation=Unbounded((*batch, METAWORLD.size)),
+            observation=Unbounded((*batch, OBSERVATION_SIZE)),
             task_one_hot=OneHot(k, (*batch, k), dtype=torch.float32),
             task_idx=Categorical(k, batch),
             success=Binary(1, (*batch, 1), dtype=torch.bool),

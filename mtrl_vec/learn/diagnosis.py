@@ -27,7 +27,7 @@ def diagnose(config: TrainConfig, policy_state: Mapping[str, Tensor], minibatch:
     Returns:
         Part of a sentence, such as ``advantage of push-v3 (12 of 640 frames)``.
     """
-    policy = SharedPolicy(config.policy, config.num_tasks)
+    policy = SharedPolicy.for_tasks(config.policy, config.tasks)
     policy.load_state_dict(policy_state)
     batch = TensorDict({key: minibatch[key].cpu() for key in LEARNING_KEYS}, len(minibatch["task_idx"]))
     return next(_problems(config, policy, batch), "nothing that recomputing it on the CPU shows")

@@ -16,15 +16,20 @@ def relative_features(observation: Tensor, layout: ObservationLayout = METAWORLD
     """An observation [..., D] as what tasks are about, [..., F]; for Meta-World's layout 39 -> 34.
 
     The current frame; how each of its entries changed in the last step; the goal; and the differences object - hand,
-    goal - object and goal - hand. All are linear in the observation, so a network could work them out by itself. But a
-    grasp is a matter of a centimetre and a motion one of millimetres, in positions that vary by decimetres: only once
-    normalised on their own are they large enough to learn from early.
+    goal - object and goal - hand; with a second object (39 -> 54), also second - object and goal - second. All are
+    linear in the observation, so a network could work them out by itself. But a grasp is a matter of a centimetre and
+    a motion one of millimetres, in positions that vary by decimetres: only once normalised on their own are they large
+    enough to learn from early.
 
     Left out are the previous frame, which the changes replace, and the frame's padding.
     """
     frame, previous = observation[..., layout.frame], observation[..., layout.previous_frame]
     hand, obj, goal = (observation[..., part] for part in (layout.hand, layout.object, layout.goal))
-    return torch.cat([frame, frame - previous, goal, obj - hand, goal - obj, goal - hand], dim=-1)
+    parts = [frame, frame - previous, goal, obj - hand, goal - obj, goal - hand]
+    if layout.second is not None:
+        second = observation[..., layout.second]
+        parts += [second - obj, goal - second]
+    return torch.cat(parts, dim=-1)
 
 
 class InputFeatures(nn.Module):

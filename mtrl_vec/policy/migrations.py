@@ -2,6 +2,8 @@
 
 Version 1: flat settings, and standard deviations that were limited when they were read instead of when they were
 learned. Its policies load; its runs cannot be resumed, since how they learn has changed.
+
+Version 2: states of simulators of one model. Its policies load as they are; its runs cannot be resumed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 from mtrl_vec.config.sampling import SAMPLING_CONFIGS
 from mtrl_vec.config.train import SECTIONS
 
-VERSION = 2
+VERSION = 3
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
@@ -29,6 +31,8 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
     version = content["version"]
     if version == 1:
         return _from_version_1(content)
+    if version == 2:
+        return {**content, "version": VERSION, "migrated_from": 2}
     if version != VERSION:
         raise ValueError(f"it has version {version} of the format, and this package reads up to {VERSION}")
     return content

@@ -5,13 +5,16 @@ Shapes: ``K`` tasks, ``D`` observation size, ``H`` width of the torso's output, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
 from mtrl_vec.config import PolicyConfig
 from mtrl_vec.policy.modules import ActorHeads, CriticHeads, Torso
-from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD, ObservationLayout
+from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD, ObservationLayout, layout_of
+from mtrl_vec.tasks.suite import resolve_tasks
 
 
 class SharedPolicy(nn.Module):
@@ -38,7 +41,7 @@ class SharedPolicy(nn.Module):
         action_size: int = ACTION_SIZE,
     ) -> None:
         super().__init__()
-        self.num_tasks, self.action_size = num_tasks, action_size
+        self.num_tasks, self.action_size, self.layout = num_tasks, action_size, layout
         torso, actor, critic = (
             Torso(config, num_tasks, layout),
             ActorHeads(config, num_tasks, action_size),
@@ -54,6 +57,11 @@ class SharedPolicy(nn.Module):
             default_interaction_type=InteractionType.RANDOM,
         )
         self.critic_heads = TensorDictModule(critic, in_keys=["hidden", "task_idx"], out_keys=["state_value"])
+
+    @classmethod
+    def for_tasks(cls, config: PolicyConfig, tasks: Sequence[str]) -> SharedPolicy:
+        """An untrained policy for these tasks, see `mtrl_vec.tasks.layout.layout_of`."""
+        return cls(config, len(tasks), layout_of(resolve_tasks(tasks)))
 
     @property
     def actor(self) -> ProbabilisticTensorDictSequential:

@@ -13,7 +13,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.policy.checkpoint import find_checkpoint, load_checkpoint
 from mtrl_vec.policy.network import SharedPolicy
-from mtrl_vec.tasks.layout import METAWORLD
+from mtrl_vec.tasks.layout import OBSERVATION_SIZE
 from mtrl_vec.tasks.suite import resolve_tasks
 
 
@@ -52,7 +52,7 @@ class TrainedPolicy:
         name = resolve_tasks([task])[0].name
         if name not in self.tasks:
             raise InputError(f"task is {task!r}: this policy was trained on {', '.join(self.tasks)}")
-        rows, size = np.asarray(observation, dtype=np.float32), METAWORLD.size
+        rows, size = np.asarray(observation, dtype=np.float32), OBSERVATION_SIZE
         if rows.ndim not in (1, 2) or rows.shape[-1] != size:
             expected = f"[{size}] or [n, {size}], as Meta-World gives them"
             raise InputError(f"observation has shape {list(rows.shape)}: it must be {expected}")
@@ -88,7 +88,7 @@ def load_policy(path: Path | str) -> TrainedPolicy:
     content = load_checkpoint(file)
     try:
         config = TrainConfig.from_dict(content["config"])
-        policy = SharedPolicy(config.policy, config.num_tasks)
+        policy = SharedPolicy.for_tasks(config.policy, config.tasks)
         policy.load_state_dict(content["policy"])
         frames = int(content["frames"])
     except Exception as error:

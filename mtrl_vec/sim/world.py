@@ -9,150 +9,155 @@ Shapes: ``S`` numbers of state. All lengths in metres.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
-from metaworld.asset_path_utils import full_V3_path_for
 from numpy.typing import NDArray
 
-from mtrl_vec.tasks.task import HAND_INIT_POS, Array, Task
+from mtrl_vec.errors import InputError
+from mtrl_vec.sim.compilation import load_model
+from mtrl_vec.tasks.task import Array, Point
 
 FRAME_SKIP = 5
 """Physics steps per environment step."""
 
-_MOCAP_LOW, _MOCAP_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])
 _MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
-_ACTION_SCALE = np.float32(1 / 100)
-# The weld between mocap body and hand, as `SawyerMocapBase.reset_mocap_welds` sets it.
-_WELD = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 5.0)
 _SETTLING_STEPS = 50
 
 _STATE_PARTS = ("TIME", "QPOS", "QVEL", "WARMSTART", "CTRL", "MOCAP_POS", "MOCAP_QUAT")
 """What the future depends on. The rest of MuJoCo's integration state (applied forces, ...) never changes here."""
 
 
-def load_model(model_file: str, visual: bool = False) -> mujoco.MjModel:
-    """Compile one of Meta-World's models.
-
-    Args:
-        model_file: see `mtrl_vec.tasks.task.Task.model_file`.
-        visual: keep the visual geometry, for rendering.
-    """
-    spec = mujoco.MjSpec.from_file(full_V3_path_for(model_file))
-    spec.compiler.discardvisual = not visual
-    model = spec.compile()
-    model.eq_data[model.eq_type == mujoco.mjtEq.mjEQ_WELD] = _WELD
-    return model
-
-
-class ObjectHandle(NamedTuple):
-    """Where the object of a task is found in a world."""
-
-    body: int
-    xmat: Array  # [3, 3] view of the rotation of its geom in the world's ``MjData``
-    qpos: slice  # its position in a row of state
-    qvel: slice  # its velocity in a row of state
-
-
 class Turn(NamedTuple):
     """What a slot's turn in the ``MjData`` reads and writes: views of its rows."""
 
-    state: Array  # [S]
-    xpos: Array  # [bodies, 3]
-    site_xpos: Array  # [sites, 3]
-    xmat: Array  # [3, 3]
-    source_xmat: Array  # [3, 3] see `ObjectHandle.xmat`
+    state: Array
+    """[S]"""
+    fixture: Array | None
+    """[3] position of the world's fixture, if it has one."""
+    copies: tuple[tuple[Array, Array], ...]
+    """What to copy after the step: target and source."""
+    touching: NDArray[np.bool_] | None
+    """[1] whether both pads press on ``touch``, if the task asks for it."""
+    touch: int
+    """A geom."""
 
 
 class World:
     """A compiled model and its ``MjData``.
 
     Args:
-        model_file: see `load_model`.
+        model_file, keep_geoms: see `load_model`.
+        fixture: body whose position differs between the simulations of this world, if any.
+
+    Raises:
+        InputError: see `load_model`; or the model lacks what Meta-World's arm has.
     """
 
-    def __init__(self, model_file: str) -> None:
+    def __init__(self, model_file: str, fixture: str | None = None, keep_geoms: Collection[str] = ()) -> None:
         # Unstable physics is counted by the batch; MuJoCo would also append a line to a file in the current folder.
         mujoco.set_mju_user_warning(_ignore_warning)
-        self.model = model = load_model(model_file)
+        self.model_file, self.fixture_name = model_file, fixture
+        self.model = model = load_model(model_file, keep_geoms=keep_geoms)
+        self._check_arm()
         self.data = mujoco.MjData(model)
         self.state_signature = sum(_state_bit(part) for part in _STATE_PARTS)
         """What a row of state holds, for ``mujoco.mj_setState`` and ``mj_getState``."""
         sizes = [mujoco.mj_stateSize(model, _state_bit(part)) for part in _STATE_PARTS]
         ends = np.cumsum(sizes).tolist()
-        self._parts = {p: slice(end - size, end) for p, size, end in zip(_STATE_PARTS, sizes, ends, strict=True)}
+        self.parts = {p: slice(end - size, end) for p, size, end in zip(_STATE_PARTS, sizes, ends, strict=True)}
+        """Where each part of the state is in a row."""
         self.state_size = sum(sizes)
         """S."""
-        self.time = self._parts["TIME"]
         self.step_seconds = FRAME_SKIP * model.opt.timestep
         """Simulated time of an environment step."""
-        self.bodies = [model.body(name).id for name in ("hand", "rightclaw", "leftclaw", "leftpad", "rightpad")]
-        self.tips = [model.site(name).id for name in ("rightEndEffector", "leftEndEffector")]
-        self.settled, self.init_tcp = self._settle()
+        self.fixture = None if fixture is None else model.body_pos[self.id("body", fixture)]
+        """[3] view of the fixture's position in the model."""
+        self.fixture_in_model = np.zeros(3) if self.fixture is None else self.fixture.copy()
+        """[3] where the model file puts it."""
+        self._settled: dict[Point, Array] = {}
 
-    def _settle(self) -> tuple[Array, Array]:
-        """Simulate Meta-World's hand reset once: the state in which it always ends [S], and its tool centre [3]."""
+    def id(self, kind: str, name: str) -> int:
+        """Index of a ``body``, ``site``, ``geom`` or ``joint``.
+
+        Raises:
+            InputError: the model has none of this name.
+        """
+        index = mujoco.mj_name2id(self.model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name)
+        if index < 0:
+            raise InputError(f"model {self.model_file} has no {kind} named {name!r}, which the task reads")
+        return int(index)
+
+    def _check_arm(self) -> None:
+        sizes = (self.model.nu, self.model.nmocap, self.model.na)
+        if sizes != (2, 1, 0):
+            raise InputError(
+                f"model {self.model_file} has {sizes[0]} actuators and {sizes[1]} mocap bodies: actions drive "
+                "Meta-World's arm, with two fingers and one mocap body that the hand is welded to"
+            )
+
+    def settled(self, hand_init: Point) -> Array:
+        """State one physics step before the end of Meta-World's hand reset, with the fixture as in the model file [S].
+
+        One step before, since its tasks read positions that are as old as that: the last step has to be done again.
+        """
+        if hand_init not in self._settled:
+            if self.fixture is not None:
+                self.fixture[:] = self.fixture_in_model
+            self.settle(hand_init, leave_out=1)
+            self._settled[hand_init] = self.state()
+        return self._settled[hand_init]
+
+    def settle(self, hand_init: Point, leave_out: int = 0) -> None:
+        """Simulate the hand reset in ``data`` (``SawyerXYZEnv._reset_hand``), but for its last physics steps."""
         model, data = self.model, self.data
-        for _ in range(_SETTLING_STEPS):  # SawyerXYZEnv._reset_hand
-            data.mocap_pos[0] = HAND_INIT_POS
+        mujoco.mj_resetData(model, data)
+        for i in range(_SETTLING_STEPS):
+            data.mocap_pos[0] = hand_init
             data.mocap_quat[0] = _MOCAP_QUAT
             data.ctrl[:] = (-1, 1)
-            mujoco.mj_step(model, data, nstep=FRAME_SKIP)
-        settled = np.empty(self.state_size)
-        mujoco.mj_getState(model, data, settled, self.state_signature)
-        self._settled_xpos = data.xpos.copy()  # as the last physics step left them, as Meta-World reads them
-        return settled, data.site_xpos[self.tips].mean(axis=0)
+            mujoco.mj_step(model, data, nstep=FRAME_SKIP - (leave_out if i == _SETTLING_STEPS - 1 else 0))
 
-    def resting_height(self, task: Task) -> float:
-        """Height of a task's object at rest, before an episode places it."""
-        return float(self._settled_xpos[self.model.body(task.object_body).id, 2])
-
-    def object_handle(self, task: Task) -> ObjectHandle:
-        """Where the object of a task is found."""
-        joint = self.model.joint(task.object_joint)
-        qpos, qvel = (
-            self._parts[part].start + address[0] for part, address in (("QPOS", joint.qposadr), ("QVEL", joint.dofadr))
-        )
-        xmat = self.data.geom_xmat[self.model.geom(task.object_geom).id].reshape(3, 3)
-        body = self.model.body(task.object_body).id
-        return ObjectHandle(body, xmat, slice(qpos, qpos + 3), slice(qvel, qvel + 6))
-
-    def control(self, states: Array, rows: NDArray[np.intp] | slice, action: NDArray[np.float32]) -> None:
-        """Write actions [m, 4] into rows of states [n, S or more], as ``SawyerXYZEnv.set_xyz_action`` would.
-
-        In float32 up to the sum, like Meta-World; ``ctrl`` takes the raw value and MuJoCo clamps it.
-        """
-        mocap = self._parts["MOCAP_POS"]
-        delta = np.clip(action[:, :3], -1, 1) * _ACTION_SCALE
-        states[rows, mocap] = np.clip(states[rows, mocap] + delta, _MOCAP_LOW, _MOCAP_HIGH)
-        states[rows, self._parts["CTRL"]] = np.stack([action[:, 3], -action[:, 3]], axis=1)
+    def state(self) -> Array:
+        """The state in ``data``, [S]."""
+        row = np.empty(self.state_size)
+        mujoco.mj_getState(self.model, self.data, row, self.state_signature)
+        return row
 
     def step(self, turns: Iterable[Turn]) -> None:
         """Advance slots by one environment step each: what the rest of this package exists to keep fed."""
         # Everything the loop touches is local: at 100 us a slot, attribute look-ups are worth avoiding.
-        model, data, signature = self.model, self.data, self.state_signature
+        model, data, signature, place = self.model, self.data, self.state_signature, self.fixture
         set_state, get_state = mujoco.mj_setState, mujoco.mj_getState
         mj_step, mj_forward = mujoco.mj_step, mujoco.mj_forward
-        xpos, site_xpos = data.xpos, data.site_xpos
-        for row, bodies, sites, xmat, source_xmat in turns:
+        for row, fixture, copies, touching, touch in turns:
+            if fixture is not None:
+                place[:] = fixture  # type: ignore[index]
             set_state(model, data, row, signature)
             mj_step(model, data, FRAME_SKIP)
             # Meta-World does this too, and it is not idle: it moves the solver's warm start.
             mj_forward(model, data)
             get_state(model, data, row, signature)
-            bodies[:] = xpos
-            sites[:] = site_xpos
-            xmat[:] = source_xmat
+            for target, source in copies:
+                target[:] = source
+            if touching is not None:
+                touching[0] = self._pads_press_on(touch)
 
-    def forward(self, turn: Turn) -> None:
-        """Compute positions from a slot's state, after it was changed by hand."""
-        model, data, signature = self.model, self.data, self.state_signature
-        mujoco.mj_setState(model, data, turn.state, signature)
-        mujoco.mj_forward(model, data)
-        mujoco.mj_getState(model, data, turn.state, signature)
-        turn.xpos[:], turn.site_xpos[:], turn.xmat[:] = data.xpos, data.site_xpos, turn.source_xmat
+    def _pads_press_on(self, geom: int) -> bool:
+        """Whether both pads press on a geom (``SawyerXYZEnv.touching_object``)."""
+        pairs = self.data.contact.geom
+        has = (pairs == geom).any(axis=1)
+        if not has.any():
+            return False
+        forces = self.data.efc_force
+        addresses = self.data.contact.efc_address
+        for name in ("leftpad_geom", "rightpad_geom"):
+            with_pad = has & (pairs == self.id("geom", name)).any(axis=1)
+            if not forces[addresses[with_pad]].sum() > 0:
+                return False
+        return True
 
 
 def _state_bit(part: str) -> int:

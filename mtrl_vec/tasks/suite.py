@@ -1,53 +1,124 @@
-"""The tasks that exist, and looking them up by name."""
+"""The tasks that exist, sets of them, looking them up by name, and adding your own."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mtrl_vec.errors import InputError
-from mtrl_vec.tasks.rewards import pick_place_reward, push_reward, reach_reward
-from mtrl_vec.tasks.task import Draw, Task, on_table
+from mtrl_vec.tasks.catalog import buttons as b
+from mtrl_vec.tasks.catalog import carrying as c
+from mtrl_vec.tasks.catalog import doors as d
+from mtrl_vec.tasks.catalog import handles as h
+from mtrl_vec.tasks.catalog import pucks as p
+from mtrl_vec.tasks.catalog import tools as t
+from mtrl_vec.tasks.draw import benchmark_vectors
+from mtrl_vec.tasks.task import Task
 
-_MODEL = "sawyer_xyz/sawyer_pick_place_v3.xml"
-"""The models of the three tasks are identical but for the goal's marker, so one serves all."""
-_OBJ_LOW, _OBJ_HIGH = (-0.1, 0.6, 0.02), (0.1, 0.7, 0.02)
-_AIR_LOW, _AIR_HIGH = (-0.1, 0.8, 0.05), (0.1, 0.9, 0.3)
-_TABLE_LOW, _TABLE_HIGH = (-0.1, 0.8, 0.01), (0.1, 0.9, 0.02)
-_IN_THE_AIR = Draw(_OBJ_LOW + _AIR_LOW, _OBJ_HIGH + _AIR_HIGH)
-_ON_THE_TABLE = Draw(_OBJ_LOW + _TABLE_LOW, _OBJ_HIGH + _TABLE_HIGH)
-
-TASKS = (
-    Task("reach-v3", _MODEL, _IN_THE_AIR, _AIR_LOW, _AIR_HIGH, reach_reward),
-    Task("push-v3", _MODEL, _ON_THE_TABLE, _TABLE_LOW, _TABLE_HIGH, push_reward, place=on_table),
-    Task("pick-place-v3", _MODEL, _IN_THE_AIR, _AIR_LOW, _AIR_HIGH, pick_place_reward),
+MT3 = (p.REACH, p.PUSH, p.PICK_PLACE)
+"""The three tasks with a puck, which share one physics model."""
+MT10 = (
+    *(p.REACH, p.PUSH, p.PICK_PLACE, d.DOOR_OPEN, d.DRAWER_OPEN, d.DRAWER_CLOSE, b.BUTTON_PRESS_TOPDOWN),
+    *(t.PEG_INSERT_SIDE, h.WINDOW_OPEN, h.WINDOW_CLOSE),
 )
-"""All tasks, in the default order."""
+"""``metaworld.MT10``, in its order."""
+MT50 = (
+    *(t.ASSEMBLY, c.BASKETBALL, c.BIN_PICKING, t.BOX_CLOSE, b.BUTTON_PRESS_TOPDOWN, b.BUTTON_PRESS_TOPDOWN_WALL),
+    *(b.BUTTON_PRESS, b.BUTTON_PRESS_WALL, b.COFFEE_BUTTON, c.COFFEE_PULL, c.COFFEE_PUSH, h.DIAL_TURN),
+    *(t.DISASSEMBLE, d.DOOR_CLOSE, d.DOOR_LOCK, d.DOOR_OPEN, d.DOOR_UNLOCK, c.HAND_INSERT, d.DRAWER_CLOSE),
+    *(d.DRAWER_OPEN, h.FAUCET_OPEN, h.FAUCET_CLOSE, t.HAMMER, h.HANDLE_PRESS_SIDE, h.HANDLE_PRESS),
+    *(h.HANDLE_PULL_SIDE, h.HANDLE_PULL, h.LEVER_PULL, p.PICK_PLACE_WALL, c.PICK_OUT_OF_HOLE, p.PICK_PLACE),
+    *(c.PLATE_SLIDE, c.PLATE_SLIDE_SIDE, c.PLATE_SLIDE_BACK, c.PLATE_SLIDE_BACK_SIDE, t.PEG_INSERT_SIDE),
+    *(t.PEG_UNPLUG_SIDE, c.SOCCER, t.STICK_PUSH, t.STICK_PULL, p.PUSH, p.PUSH_WALL, p.PUSH_BACK, p.REACH),
+    *(p.REACH_WALL, c.SHELF_PLACE, c.SWEEP_INTO, c.SWEEP, h.WINDOW_OPEN, h.WINDOW_CLOSE),
+)
+"""``metaworld.MT50``, in its order."""
+TASK_SETS = {"MT3": MT3, "MT10": MT10, "MT50": MT50}
+"""Sets of tasks that can be named wherever tasks are."""
 
-_NAME = re.compile(r"(?P<task>[a-z-]+?)(-v(?P<version>\d+))?(-goal-observable)?")
+_KNOWN = {task.name: task for task in MT50}
+_NAME = re.compile(r"(?P<task>[a-z0-9-]+?)(-v(?P<version>\d+))?(-goal-observable)?")
 
 
-def resolve_tasks(names: Sequence[str]) -> tuple[Task, ...]:
-    """Look tasks up by name: ``reach``, ``reach-v3``, or the older ``reach-v2-goal-observable``.
+def register_task(task: Task) -> None:
+    """Make a task of your own known by its name, which can then be given wherever tasks are named.
 
-    A name that asks for another version gets v3 and a one-line notice on standard error.
+    Raises:
+        InputError: a task or set of this name exists, or the name has other characters than a to z, 0 to 9 and "-".
+    """
+    if _NAME.fullmatch(task.name) is None:
+        raise InputError(f"task name {task.name!r} has other characters than a to z, 0 to 9 and '-': rename the task")
+    if task.name in _KNOWN and _KNOWN[task.name] is not task:
+        raise InputError(f"a task named {task.name!r} exists already: give yours another name")
+    _KNOWN[task.name] = task
+
+
+def resolve_tasks(names: Iterable[str | Task]) -> tuple[Task, ...]:
+    """Look tasks up: a set (``MT10``), ``reach``, ``reach-v3``, or the older ``reach-v2-goal-observable``.
+
+    A name that asks for another version gets v3 and a one-line notice on standard error. A `Task` stands for itself.
 
     Raises:
         InputError: on an unknown or repeated name, or an empty list.
     """
-    known = {task.name.removesuffix("-v3"): task for task in TASKS}
     found: list[Task] = []
+    origin: dict[str, str] = {}
     for name in names:
-        match = _NAME.fullmatch(name)
-        task = known.get(match["task"]) if match else None
-        if match is None or task is None:
-            raise InputError(f"unknown task {name!r}: known tasks are {', '.join(t.name for t in TASKS)}")
-        if match["version"] not in (None, "3"):
-            print(f"note: {name} is run as {task.name}", file=sys.stderr)
-        if task in found:
-            raise InputError(f"task {task.name!r} is given twice: name each task once")
-        found.append(task)
+        for task in [name] if isinstance(name, Task) else _look_up(name):
+            label = name.name if isinstance(name, Task) else name
+            if task.name in origin:
+                first = origin[task.name]
+                which = (
+                    "twice"
+                    if label == first or not {label, first} & TASK_SETS.keys()
+                    else f"and is in {_set(label, first)}"
+                )
+                raise InputError(f"task {task.name!r} is given {which}: name each task once")
+            origin[task.name] = label
+            found.append(task)
     if not found:
-        raise InputError(f"no task given: name at least one of {', '.join(t.name for t in TASKS)}")
+        raise InputError(f"no task given: name a set ({', '.join(TASK_SETS)}) or tasks, for example reach-v3")
     return tuple(found)
+
+
+def _set(label: str, first: str) -> str:
+    return label if label in TASK_SETS else first
+
+
+def _look_up(name: str) -> Sequence[Task]:
+    if name.upper() in TASK_SETS:
+        return TASK_SETS[name.upper()]
+    if name in _KNOWN:
+        return [_KNOWN[name]]
+    match = _NAME.fullmatch(name)
+    task = _KNOWN.get(f"{match['task']}-v3") if match else None
+    if match is None or task is None:
+        raise InputError(f"unknown task {name!r}{_suggestion(name)}")
+    if match["version"] not in (None, "3"):
+        print(f"note: {name} is run as {task.name}", file=sys.stderr)
+    return [task]
+
+
+def _suggestion(name: str) -> str:
+    known = {**{task.removesuffix("-v3"): task for task in _KNOWN}, **{task: task for task in _KNOWN}}
+    known |= {name.lower(): name for name in TASK_SETS}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    if close:
+        return f": did you mean {known[close[0]]}?"
+    return f": name a set ({', '.join(TASK_SETS)}) or tasks of MT50, for example reach-v3"
+
+
+def fixed_vectors(tasks: Sequence[Task], seed: int) -> list[NDArray[np.float64]]:
+    """The vectors of the 50 fixed goals per task of a benchmark seed, [50, V] for each task.
+
+    Those of ``metaworld.MT10(seed)`` and ``MT50(seed)`` for exactly the tasks of that benchmark in its order, where
+    one random stream runs through all tasks; otherwise those of ``metaworld.MT1(name, seed)`` for each.
+    """
+    if tuple(tasks) in (MT10, MT50):
+        return benchmark_vectors([task.draw for task in tasks], seed)
+    return [benchmark_vectors([task.draw], seed)[0] for task in tasks]

@@ -99,6 +99,7 @@ class Rollouts:
             goals_seed=env.goals_seed,
             max_episode_steps=env.max_episode_steps,
             random_phase=env.random_phase,
+            fresh_starts=env.fresh_starts,
         )
         pool.timer, self._acting.rows = self._timer, pool.rows
         self._task_probs = None

@@ -71,7 +71,7 @@ class Run:
         # The order matters: weights are drawn first, then acting continues torch's random stream.
         torch.manual_seed(config.seed)
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
-        self.policy = SharedPolicy(config.policy, config.num_tasks).to(self.device)
+        self.policy = SharedPolicy.for_tasks(config.policy, config.tasks).to(self.device)
         if warm_start is not None:
             warm_start.copy_policy(self.policy)
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.learner.overlap)

@@ -75,7 +75,7 @@ def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
     """
     if "migrated_from" in checkpoint:
         raise InputError(
-            f"the run in {run_dir} is from an older version, which learned differently: it cannot be resumed, but its "
+            f"the run in {run_dir} is from an older version of mtrl_vec: it cannot be resumed, but its "
             f"policy can be evaluated, or start a new run with --init-from {run_dir}"
         )
     if "rollouts" not in checkpoint:

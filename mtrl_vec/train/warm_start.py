@@ -17,6 +17,8 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.checkpoint import checkpoints, find_checkpoint, load_checkpoint
+from mtrl_vec.tasks.layout import layout_of
+from mtrl_vec.tasks.suite import resolve_tasks
 
 _SAME = ("torso", "head", "relative_features", "normalize_observation", "popart")
 """Fields of `PolicyConfig` that have to be equal for weights to fit."""
@@ -75,6 +77,11 @@ class WarmStart:
         for name, theirs, ours in pairs:
             if theirs != ours:
                 raise InputError(f"init_from is {file}: its {name} is {theirs}, this run's is {ours}: make them equal")
+        if layout_of(resolve_tasks(source.tasks)) != layout_of(resolve_tasks(config.tasks)):
+            raise InputError(
+                f"init_from is {file}: of its tasks and this run's, only one list has tasks with a second object "
+                "(hammer, stick-push, stick-pull), whose policies see more of an observation: add or drop such tasks"
+            )
         scale = _reward_scale(content)
         if "policy" not in content or scale is None:
             raise InputError(
