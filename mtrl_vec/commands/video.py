@@ -1,4 +1,4 @@
-"""The command ``video``: a policy on each of its tasks side by side, with success marked as it comes.
+"""The command ``video``: a policy on all of its tasks at once, with success marked as it comes.
 
 Simulated by `mtrl_vec.sim.SimBatch`, bit for bit what Meta-World does, and drawn from its states with Meta-World's own
 geometry. Drawing needs no display, only an OpenGL library: see `mtrl_vec.commands.stage.choose_gl`.
@@ -6,6 +6,8 @@ geometry. Drawing needs no display, only an OpenGL library: see `mtrl_vec.comman
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,9 @@ STEP_SECONDS = 0.0125
 """Simulated time of an environment step: 80 of them are a second."""
 STEPS_AFTER_SUCCESS = 40
 """How much longer than to its success an episode is shown."""
+
+MAX_WIDTH = 1920
+"""Of the whole picture, in pixels."""
 
 _GIF_WIDTH, _GIF_FPS = 720, 20
 
@@ -60,21 +65,23 @@ def record(
     height: int = 360,
     fps: int = 40,
 ) -> list[Path]:
-    """Film episodes of every task side by side; write ``<out>.mp4`` and ``<out>.gif``, and return their paths.
+    """Film episodes of all tasks at once; write ``<out>.mp4`` and ``<out>.gif``, and return their paths.
 
-    Every environment step is a frame, so 80 frames a second are real time and the default is half speed. The GIF takes
-    just as long, with fewer and smaller frames. An episode goes on for half a simulated second after its success, then
-    waits for those of the other tasks; at the end all stand still for a second. The files appear complete or not at
-    all. Without a GPU a frame takes about 0.07 s a task.
+    Up to four tasks are side by side, more in rows. Every environment step is a frame, so 80 frames a second are real
+    time and the default is half speed. The GIF takes just as long, with fewer and smaller frames. An episode goes on
+    for half a simulated second after its success, then waits for those of the other tasks; at the end all stand still
+    for a second. The files appear complete or not at all. Without a GPU a frame takes about 0.07 s for each task that
+    still moves.
 
     Args:
         act: see `Act`; asked for one row at a time.
-        tasks: names of the tasks, from left to right.
+        tasks: names of the tasks, from left to right and row by row.
         out: the files' name without its end; in an existing folder.
         episodes: how many of each task.
         seed: of objects and goals: the same one gives the same video.
         max_episode_steps: an episode without success by then has failed, in environment steps.
-        width, height: of a task's picture, in pixels, 64 or more.
+        width, height: of a task's picture, in pixels, 64 or more. Where the whole would be wider than 1920 pixels, both
+            are less in proportion: 188 instead of 360 for fifty tasks.
         fps: frames per second.
 
     Raises:
@@ -85,7 +92,8 @@ def record(
     counts = {"episodes": (episodes, 1), "seed": (seed, 0), "max_episode_steps": (max_episode_steps, 1)}
     _check_counts(counts | {"fps": (fps, 1), "width": (width, 64), "height": (height, 64)})
     files = _files(out)
-    with _folder_beside(out) as beside, Stage(found[0].model_file, width, height) as stage:
+    width, height = fitting(len(found), width, height)
+    with _folder_beside(out) as beside, Stage(width, height) as stage:
         from mtrl_vec.sim import SimBatch
 
         parts = [Path(beside, file.name) for file in files]
@@ -156,44 +164,61 @@ def _film(act: Act, sim: SimBatch, stage: Stage, episodes: int, hold: int) -> It
     panels = [Image.new("RGB", (1, 1))] * len(names)
     for episode in range(1, episodes + 1):
         observation = sim.reset()
-        goals = observation[:, 36:]
         verdicts = [""] * len(names)
         ends = np.full(len(names), sim.max_episode_steps)
         for step in range(sim.max_episode_steps + 1):
-            for k in np.flatnonzero(step <= ends):
-                picture = stage.picture(sim.state[k], sim.worlds[0].state_signature, names[k], goals[k])
-                details = f"episode {episode}   step {step}   {step * STEP_SECONDS:.2f} s"
-                panels[k] = _panel(picture, names[k], details, verdicts[k])
-            yield _side_by_side(panels)
+            for k in np.flatnonzero(step <= ends).tolist():
+                picture = stage.picture(names[k], *sim.view(k))
+                parts = f"episode {episode}", f"step {step}", f"{step * STEP_SECONDS:.2f} s"
+                panels[k] = _panel(picture, names[k], ("   ".join(parts), parts[1]), verdicts[k])
+            yield _together(panels)
             if step == ends.max():
                 break
             action = np.zeros((len(names), 4), dtype=np.float32)
-            for k in np.flatnonzero(step < ends):
+            for k in np.flatnonzero(step < ends).tolist():
                 action[k] = act(observation[[k]], names[k])[0]
             observation, _, success, truncated, _ = sim.step(action)
-            for k in np.flatnonzero(step < ends):
+            for k in np.flatnonzero(step < ends).tolist():
                 if success[k]:
                     verdicts[k], ends[k] = "success", min(step + 1 + STEPS_AFTER_SUCCESS, ends[k])
                 elif truncated[k] and not verdicts[k]:
                     verdicts[k], ends[k] = "failed", step + 1
         for _ in range(hold):
-            yield _side_by_side(panels)
+            yield _together(panels)
+
+
+def grid(count: int) -> tuple[int, int]:
+    """Columns and rows of that many panels, about twice as many columns as rows; up to four are in one row."""
+    rows = round(math.sqrt(count / 2))
+    return math.ceil(count / rows), rows
+
+
+def fitting(count: int, width: int, height: int) -> tuple[int, int]:
+    """Size of each of that many pictures, which is given, or less where the whole would be wider than `MAX_WIDTH`."""
+    columns, _ = grid(count)
+    fits = min(width, (MAX_WIDTH + _GAP) // columns - _GAP)
+    return fits, max(1, round(height * fits / width))
 
 
 _GAP = 4  # between panels, in pixels
 _COLORS = {"success": (24, 150, 64), "failed": (205, 45, 40)}
 
 
-def _panel(picture: NDArray[np.uint8], title: str, details: str, verdict: str) -> Image.Image:
-    """A task's picture under a line of text, with the verdict on it if there is one."""
+def _panel(picture: NDArray[np.uint8], title: str, details: Sequence[str], verdict: str) -> Image.Image:
+    """A task's picture under its name and the first of the details that fits, with the verdict if there is one."""
     height, width, _ = picture.shape
     large, small = (ImageFont.load_default(width / share) for share in (20, 26))
-    bar = width // 10
+    bar, margin = width // 10, width // 36
     panel = Image.new("RGB", (width, bar + height), (32, 33, 36))
     panel.paste(Image.fromarray(picture), (0, bar))
     draw = ImageDraw.Draw(panel)
-    draw.text((width // 36, bar // 2), title, "white", large, "lm")
-    draw.text((width - width // 36, bar // 2), details, (200, 200, 205), small, "rm")
+    draw.text((margin, bar // 2), title, "white", large, "lm")
+    left = width - 3 * margin - draw.textlength(title, large)
+    for text in details:
+        # As if the step had three digits, so that the choice stays the same while it grows.
+        if draw.textlength(re.sub(r"(?<=step )\d+", "000", text), small) <= left:
+            draw.text((width - margin, bar // 2), text, (200, 200, 205), small, "rm")
+            break
     if verdict:
         color, middle, bottom = _COLORS[verdict], width // 2, bar + height
         draw.rectangle((0, bar, width - 1, bottom - 1), outline=color, width=1 + width // 60)
@@ -202,11 +227,12 @@ def _panel(picture: NDArray[np.uint8], title: str, details: str, verdict: str) -
     return panel
 
 
-def _side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """Panels in one picture, of even width and height as H.264 wants it."""
-    pitch, height = panels[0].width + _GAP, panels[0].height
-    width = pitch * len(panels) - _GAP
-    row = Image.new("RGB", (width + width % 2, height + height % 2), "white")
+def _together(panels: Sequence[Image.Image]) -> Image.Image:
+    """Panels row by row in one picture, of even width and height as H.264 wants it."""
+    columns, rows = grid(len(panels))
+    across, down = panels[0].width + _GAP, panels[0].height + _GAP
+    width, height = columns * across - _GAP, rows * down - _GAP
+    whole = Image.new("RGB", (width + width % 2, height + height % 2), "white")
     for k, panel in enumerate(panels):
-        row.paste(panel, (k * pitch, 0))
-    return row
+        whole.paste(panel, (k % columns * across, k // columns * down))
+    return whole
