@@ -1,35 +1,20 @@
-"""What is shown and logged: columns, bars, plain lines."""
+"""What is logged: columns, the files they go to, and memory."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import math
 import os
 
 import pytest
 import torch
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import tiny_config
 from mtrl_vec.commands.cli import main
-from mtrl_vec.train.display import ProgressDisplay
 from mtrl_vec.train.log import RunLog
 from mtrl_vec.train.metrics import COLUMNS, column_names, resident_megabytes
 
 TASKS = ("reach-v3", "push-v3", "pick-place-v3")
-ROW = {
-    "frames": 1_234_567,
-    "time/sps": 7263.2,
-    "time/elapsed": 100.0,
-    "train/reach-v3/success_rate": 0.98,
-    "train/reach-v3/return": 861.4,
-    "train/push-v3/success_rate": 0.5,
-    "train/push-v3/return": 402.0,
-    "train/pick-place-v3/success_rate": math.nan,
-    "train/pick-place-v3/return": math.nan,
-}
 
 
 def test_columns_of_several_tasks() -> None:
@@ -90,43 +75,6 @@ def test_tensorboard_has_the_numbers_of_the_file_also_after_a_resumption(tmp_pat
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["iteration", "1", "2", "3"]
     assert lines[-1].split(",")[columns.index("train/lr")] == "30"
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 200])
-def test_the_display_fits_the_terminal(width) -> None:
-    display = ProgressDisplay(TASKS, 2_000_000, quiet=True)
-    display._console = Console(width=width)
-    out = io.StringIO()
-    Console(file=out, width=width, force_terminal=True, color_system=None).print(display.render(ROW))
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert len(lines) == 4 and max(map(len, lines)) <= width  # nothing is folded
-    assert "1.23M/2.00M" in lines[0] and "steps/s" in lines[0]
-    for line, task, words in zip(lines[1:], TASKS, ("98% success", "50% success", "no episode"), strict=True):
-        assert line.startswith(task) and words in line
-    assert ("━" in out.getvalue()) == (width >= 70)
-
-
-def test_the_bar_of_a_task_is_its_success_rate() -> None:
-    display = ProgressDisplay(TASKS, 2_000_000, quiet=True)
-    display._console = Console(width=100)
-    out = io.StringIO()
-    Console(file=out, width=100, force_terminal=True, color_system="truecolor").print(display.render(ROW))
-    reach, push = out.getvalue().splitlines()[1:3]
-    first = lambda line: len(line.split("━", 1)[1].split("\x1b")[0]) + 1  # noqa: E731
-    assert first(reach) in (23, 24) and first(push) == 12  # of 24
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys) -> None:
-    display = ProgressDisplay(TASKS, 2_000_000, quiet=False)
-    for frames, elapsed in ((10_000, 1.0), (200_000, 20.0), (400_000, 40.0), (2_000_000, 45.0)):
-        display.update(ROW | {"frames": frames, "time/elapsed": elapsed})
-    display.note("something happened")
-    display.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" of")[0] for line in lines[:-1]] == ["10,000", "400,000", "2,000,000"]
-    # 390,000 frames in 39 seconds: another 1.6 million take 160.
-    assert "0:02:40 left: reach-v3 success 98%, return 861; push-v3 success 50%" in lines[1]
-    assert lines[-1] == "something happened" and "\x1b" not in "".join(lines)
 
 
 def test_memory_of_this_and_other_processes() -> None:

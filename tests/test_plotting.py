@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -13,14 +14,14 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from mtrl_vec.commands import curves
 from mtrl_vec.commands.curves import group_runs, load_run, read_metrics
-from mtrl_vec.commands.plot import draw_runs, plot_runs
+from mtrl_vec.commands.plot import STYLE, draw_runs, plot_runs
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.config.sampling import DifficultyConfig
 from mtrl_vec.errors import InputError
@@ -167,6 +168,172 @@ def test_several_groups_have_a_column_per_task_which_some_may_lack(tmp_path) -> 
         "tasks=push-v3: mean and range of 2 runs",
     ]
     assert [handle.get_color() for handle in legend.get_lines()] == [line.get_color() for line in figure.axes[1].lines]
+
+
+MEAN_FRAMES, MEAN_MINUTES, SOLVED_FRAMES, SOLVED_MINUTES = range(4)
+"""The axes of the overview of many tasks; the panels of the tasks follow."""
+
+
+def write_many(path: Path, rates: dict[str, list[float]], evaluations: dict[str, list[float]] | None = None) -> Path:
+    """Rows of metrics at `FRAMES`, 30 seconds a million frames, with a list of success rates per task."""
+    columns: dict[str, list[float]] = {"frames": list(FRAMES), "time/elapsed": [30 * f / 1e6 for f in FRAMES]}
+    for task, values in rates.items():
+        columns |= {f"train/{task}/success_rate": values, f"train/{task}/return": [100 * v for v in values]}
+    columns |= {f"eval/{task}/success_rate": values for task, values in (evaluations or {}).items()}
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    return path
+
+
+def many_rates(count: int, seed: int) -> dict[str, list[float]]:
+    """Success rates of tasks whose names are as long as Meta-World's longest, in fiftieths."""
+    rates = np.random.default_rng(seed).integers(0, 51, (count, len(FRAMES))) / 50
+    return {f"button-press-topdown-wall-{i}": rates[i].tolist() for i in range(count)}
+
+
+def styled_figure_of(*paths: Path):
+    """The figure with the fonts that the picture has, laid out."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        return figure_of(*paths)
+
+
+def overlaps(boxes: list) -> list[tuple[int, int]]:
+    """Pairs of boxes that have more than a rounding error in common."""
+    inner = [box.padded(-1) for box in boxes]
+    return [(a, b) for a in range(len(boxes)) for b in range(a) if inner[a].overlaps(inner[b])]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("count", [10, 50])
+def test_many_tasks_have_a_panel_each_with_the_numbers_of_the_file(tmp_path, count, groups) -> None:
+    rates = [many_rates(count, seed) for seed in range(groups)]
+    paths = [write_many(tmp_path / f"method{g}.csv", rates[g]) for g in range(groups)]
+    figure = draw_runs([load_run(path) for path in paths])
+    panels = figure.axes[4:]
+    assert [panel.get_title() for panel in panels] == list(rates[0]) and len(panels) == count
+    for panel in panels:
+        assert len(panel.lines) == groups
+        for line, own in zip(panel.lines, rates, strict=True):
+            assert points(line) == list(zip((1, 2, 3), own[panel.get_title()], strict=True))
+    for axis, x in zip(figure.axes[:4], ((1, 2, 3), (0.5, 1, 1.5)) * 2, strict=True):
+        for line, own in zip(axis.lines, rates, strict=True):
+            of_tasks = np.array(list(own.values()))
+            solved = axis in figure.axes[SOLVED_FRAMES:4]
+            expected = (of_tasks > 0.97).sum(axis=0) if solved else of_tasks.mean(axis=0)
+            np.testing.assert_allclose(points(line), list(zip(x, expected, strict=True)), atol=1e-8)
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == [f"method{g}" for g in range(groups)]
+    for axis in figure.axes:
+        assert [line.get_color() for line in axis.lines] == [handle.get_color() for handle in legend.get_lines()]
+
+
+@pytest.mark.parametrize("count", [7, 10, 12, 50])
+def test_many_tasks_are_readable(tmp_path, count) -> None:
+    names = ["a" * 30, "b" * 30]
+    tasks = many_rates(count, 0)
+    paths = [write_many(tmp_path / f"{name}.csv", tasks, tasks) for name in names]
+    figure = styled_figure_of(*paths)
+    assert figure.get_figheight() * 150 <= 3000 and figure.get_figwidth() * 150 == 1800
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "evaluation, without exploration noise"]
+    boxes = [legend.get_window_extent(), *(axis.get_tightbbox() for axis in figure.axes)]
+    assert not overlaps(boxes) and not overlaps([text.get_window_extent() for text in legend.get_texts()])
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+    panels = figure.axes[4:]
+    heights = [axis.bbox.height / figure.dpi for axis in panels]
+    assert min(heights) > 0.7 and max(heights) < min(heights) * 1.1  # inches
+    assert {axis.get_xlim() for axis in panels} == {panels[0].get_xlim()} and panels[0].get_xlim()[0] == 0
+    assert {axis.get_ylim() for axis in panels} == {(-0.08, 1.08)}
+    with_ticks = [t for t, axis in enumerate(panels) if axis.xaxis.get_ticklabels()]  # the visible ones
+    assert with_ticks == [t for t, axis in enumerate(panels) if axis.get_xlabel() == "million frames"]
+    assert with_ticks == list(range(count))[-5:]  # nothing is below these
+    assert [axis.get_ylabel() for axis in panels] == ["success rate" if t % 5 == 0 else "" for t in range(count)]
+    overview = figure.axes[:4]
+    assert [axis.get_ylabel() for axis in overview] == ["mean success rate", "", "tasks at ≥ 98%", ""]
+    assert [axis.get_xlabel() for axis in overview] == ["", "", "million frames", "minutes"]
+    assert overview[MEAN_FRAMES].get_ylim() == (-0.04, 1.04) and all(axis.get_xlim()[0] == 0 for axis in overview)
+    assert overview[SOLVED_MINUTES].get_yticks().tolist() == [0, count // 2, count]
+    assert overview[SOLVED_FRAMES].get_ylim()[1] > count
+
+
+def test_six_tasks_are_drawn_in_full_and_seven_not(tmp_path) -> None:
+    six, seven = (figure_of(write_many(tmp_path / f"{n}.csv", many_rates(n, 0))) for n in (6, 7))
+    assert len(six.axes) == 4 and len(six.axes[0].lines) == 6 and len(six.legends[0].get_texts()) == 6
+    assert len(seven.axes) == 4 + 7 and len(seven.axes[0].lines) == 1
+
+
+def test_tasks_without_an_episode_are_left_out_of_the_mean(tmp_path) -> None:
+    """Worked out by hand: five tasks always succeed, and two have their first episodes later."""
+    rates = {str(i): [NAN, 1.0, 1.0] for i in range(5)} | {"late": [NAN, 0.4, 0.98], "latest": [NAN, NAN, 0.979]}
+    axes = figure_of(write_many(tmp_path / "run.csv", rates)).axes
+    expected = [(2, round(5.4 / 6, 9)), (3, round(6.959 / 7, 9))]
+    assert points(axes[MEAN_FRAMES].lines[0]) == expected
+    assert points(axes[SOLVED_FRAMES].lines[0]) == [(2, 5), (3, 6)]
+    assert points(axes[-1].lines[0]) == [(3, 0.979)] and axes[-1].lines[0].get_marker() == "."
+    none = {str(i): [NAN] * 3 for i in range(7)}
+    assert not any(axis.lines for axis in figure_of(write_many(tmp_path / "none.csv", none)).axes)
+
+
+def test_the_overview_of_a_group_is_its_mean_and_range(tmp_path) -> None:
+    """Of 7 tasks, one run solves 1, 3 and 7, the other 1, 5 and 6; what is not solved is at 0."""
+    solved = ([1, 3, 7], [1, 5, 6])
+    paths = []
+    for run, counts in enumerate(solved):
+        rates = {str(i): [1.0 if i < n else 0.0 for n in counts] for i in range(7)}
+        paths.append(write_many(tmp_path / f"seed{run}.csv", rates))
+    figure = figure_of(*paths)
+    for axis, scale in ((figure.axes[SOLVED_FRAMES], 1), (figure.axes[MEAN_FRAMES], 7)):
+        np.testing.assert_allclose(points(axis.lines[0]), [(1, 1 / scale), (2, 4 / scale), (3, 6.5 / scale)], atol=1e-8)
+        (band,) = axis.collections
+        corners = {(round(float(x)), round(float(y) * scale)) for x, y in band.get_paths()[0].vertices}
+        assert corners == {(1, 1), (2, 3), (2, 5), (3, 6), (3, 7)}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed0 … seed1: mean and range of 2 runs"]
+    panel = figure.axes[4 + 4]  # of the task that one run solves at the second row and the other does not
+    assert points(panel.lines[0]) == [(1, 0), (2, 0.5), (3, 1)] and len(panel.collections) == 1
+
+
+def test_evaluations_of_many_tasks_are_markers_in_overview_and_panels(tmp_path) -> None:
+    evaluations = {str(i): [NAN, 0.9 + i / 50, NAN] for i in range(7)}  # 0.9 to 1.02, of which three are at 0.98
+    path = write_many(tmp_path / "run.csv", {str(i): [0.1, 0.2, 0.3] for i in range(7)}, evaluations)
+    figure = figure_of(path)
+    assert points(figure.axes[MEAN_FRAMES].lines[1]) == [(2, 0.96)]
+    assert points(figure.axes[SOLVED_MINUTES].lines[1]) == [(1, 3)]
+    for i, panel in enumerate(figure.axes[4:]):
+        curve, markers = panel.lines
+        assert points(markers) == [(2, round(0.9 + i / 50, 9))] and markers.get_linestyle() == "None"
+        assert curve.get_color() == markers.get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["evaluation, without exploration noise"]
+
+
+def test_groups_with_other_tasks_share_the_panels_that_both_have(tmp_path) -> None:
+    few = write_many(tmp_path / "few.csv", {"6": [0.5] * 3, "new": [0.7] * 3})
+    figure = figure_of(write_many(tmp_path / "many.csv", {str(i): [0.98] * 3 for i in range(7)}), few)
+    assert [panel.get_title() for panel in figure.axes[4:]] == [*map(str, range(7)), "new"]
+    assert [len(panel.lines) for panel in figure.axes[4:]] == [1] * 6 + [2, 1]
+    assert figure.axes[-1].lines[0].get_color() == figure.legends[0].get_lines()[1].get_color()
+    assert [points(line)[0] for line in figure.axes[MEAN_FRAMES].lines] == [(1, 0.98), (1, 0.6)]  # each of its own
+    assert [points(line)[0] for line in figure.axes[SOLVED_FRAMES].lines] == [(1, 7), (1, 0)]
+
+
+def test_the_picture_of_many_tasks_has_the_size_of_its_figure(tmp_path) -> None:
+    png, _ = plot_runs([write_many(tmp_path / "run.csv", many_rates(10, 0))], tmp_path / "curves")
+    width, height = struct.unpack(">II", png.read_bytes()[16:24])
+    assert width == 1800 and 1000 <= height <= 1500
+
+
+def test_long_lists_in_labels_are_counted(tmp_path) -> None:
+    def run(name: str, *tasks: str) -> Path:
+        folder = write_run(tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        config["environment"]["tasks"] = tasks
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    seven, eight, other = run("seven", *"abcdefg"), run("eight", *"abcdefgh"), run("other", *"hgfedcba")
+    assert labels_of(run("six", *"abcdef"), seven) == ["tasks=a b c d e f", "tasks=(7 of them)"]
+    assert labels_of(seven, eight) == ["tasks=(7 of them)", "tasks=(8 of them)"]
+    assert labels_of(eight, other) == [str(eight), str(other)]  # not the same label twice
 
 
 def test_twenty_groups_all_look_different(tmp_path) -> None:

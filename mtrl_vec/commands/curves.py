@@ -30,6 +30,13 @@ MAX_SETTINGS = 3
 """Settings that a label can name. A group that differs in more of them goes by its runs' names."""
 MAX_POINTS = 1000
 """Points of a mean."""
+MAX_VALUES = 6
+"""Values of a setting that a label spells out. Of a longer list, it gives their number."""
+SOLVED = 0.98
+"""The success rate from which on a task counts as solved."""
+
+Curve = tuple[Column, Column]
+"""x and y."""
 
 
 def learning_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,11 +68,30 @@ class Run:
         found = [re.fullmatch(r"train/(.+)/success_rate", column) for column in self.metrics]
         return [match[1] for match in found if match and f"train/{match[1]}/return" in self.metrics]
 
-    def curve(self, clock: str, column: str) -> tuple[Column, Column] | None:
+    def curve(self, clock: str, column: str) -> Curve | None:
         """A column over a clock where it has numbers; None where it has none at all."""
-        if column not in self.metrics:
-            return None
-        x, y = self.metrics[clock], self.metrics[column]
+        return self._known(clock, self.metrics[column]) if column in self.metrics else None
+
+    def mean_success(self, clock: str, stage: str) -> Curve | None:
+        """The mean success rate of the tasks that have one by then, in the ``train`` or ``eval`` columns."""
+        rates = self._rates(stage)
+        count = np.isfinite(rates).sum(axis=0)
+        total = np.where(np.isfinite(rates), rates, 0.0).sum(axis=0)
+        return self._known(clock, np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0))
+
+    def solved_tasks(self, clock: str, stage: str) -> Curve | None:
+        """How many tasks have a success rate of `SOLVED` or more, once any has one."""
+        rates = self._rates(stage)
+        return self._known(clock, np.where(np.isfinite(rates).any(axis=0), (rates >= SOLVED).sum(axis=0), np.nan))
+
+    def _rates(self, stage: str) -> NDArray[np.float64]:
+        """Success rates [tasks, rows]."""
+        columns = [f"{stage}/{task}/success_rate" for task in self.tasks]
+        rows = len(self.metrics["frames"])
+        return np.array([self.metrics.get(column, np.full(rows, np.nan)) for column in columns])
+
+    def _known(self, clock: str, y: Column) -> Curve | None:
+        x = self.metrics[clock]
         known = np.isfinite(x) & np.isfinite(y)
         return (x[known], y[known]) if known.any() else None
 
@@ -135,7 +161,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for group in groups:
         settings = {} if group[0].settings is None else _differences(group[0].settings, configs)
         named = 0 < len(settings) <= MAX_SETTINGS
-        pairs = [f"{name}={' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in settings.items()]
+        pairs = [f"{name}={_value(value)}" for name, value in settings.items()]
         labels.append(", ".join(pairs) if named else _from_to([run.name for run in group]))
     return {
         label if labels.count(label) == 1 else _from_to([str(run.path) for run in group]): group
@@ -164,11 +190,17 @@ def _differences(settings: dict[str, Any], configs: Sequence[dict[str, Any]]) ->
     return rare or {name: value for name, value in own.items() if shared[name] < len(among[name])}
 
 
+def _value(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return " ".join(map(str, value)) if len(value) <= MAX_VALUES else f"({len(value)} of them)"
+
+
 def _from_to(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
-def mean_and_range(curves: Sequence[tuple[Column, Column]]) -> tuple[Column, Column, Column, Column]:
+def mean_and_range(curves: Sequence[Curve]) -> tuple[Column, Column, Column, Column]:
     """Of several curves (x, y): where they all have points, all of their x, and there mean, lowest and highest y."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x for x, _ in curves]))
