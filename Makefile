@@ -15,7 +15,7 @@ help:  ## show this list
 
 install: $(STAMP)  ## create .venv and install everything that training and tests need
 
-train: $(STAMP)  ## train one policy on reach, push and pick-place; results in runs/
+train: $(STAMP)  ## train one policy on several tasks; results in runs/
 	$(BIN)/python -m mtrl_vec train $(ARGS)
 
 eval: has-run $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...

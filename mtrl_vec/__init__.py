@@ -1,4 +1,4 @@
-"""Fast multi-task reinforcement learning on Meta-World: one PPO policy for reach, push and pick-place."""
+"""Fast multi-task reinforcement learning on Meta-World: one PPO policy for any of its fifty tasks, or your own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ if TYPE_CHECKING:
     from mtrl_vec.config import TrainConfig
     from mtrl_vec.envs import make_env
     from mtrl_vec.policy import load_policy
+    from mtrl_vec.tasks.suite import register_task
     from mtrl_vec.train import Trainer
 
-__all__ = ["TrainConfig", "Trainer", "load_policy", "make_env"]
+__all__ = ["TrainConfig", "Trainer", "load_policy", "make_env", "register_task"]
 
-_MODULES = {"TrainConfig": "config", "Trainer": "train", "load_policy": "policy", "make_env": "envs"}
+_MODULES = {
+    "TrainConfig": "config",
+    "Trainer": "train",
+    "load_policy": "policy",
+    "make_env": "envs",
+    "register_task": "tasks.suite",
+}
 
 
 def __getattr__(name: str) -> Any:

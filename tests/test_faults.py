@@ -41,8 +41,9 @@ from runs import SETTINGS, metrics, train, whole_state
         {"sampling": CurriculumConfig(curriculum_frames=384)},
         {"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True},
         {"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16},
+        {"tasks": ("MT10",), "num_envs": 20, "num_steps": 16, "total_frames": 6 * 320, "sampling": "random"},
     ],
-    ids=["one after the other", "overlap", "idle rows"],
+    ids=["one after the other", "overlap", "idle rows", "ten tasks"],
 )
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, settings) -> None:
     """Killed at three moments: in a rollout, right after one, and while its replacement starts."""

@@ -34,6 +34,19 @@ def test_snippets_run(index, tmp_path) -> None:
         assert "46080" in result.stdout  # whole iterations of 11,520
 
 
+def test_a_task_of_your_own_trains(tmp_path) -> None:
+    """The program in docs/own_tasks.md, as it is."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_tasks.md").read_text(), re.DOTALL)
+    (tmp_path / "own.py").write_text(program)
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    success = re.search(r"success: (\d+)%", result.stdout)
+    assert success and int(success[1]) >= 80
+
+
 def test_there_are_snippets() -> None:
     assert len(SNIPPETS) == 4
 

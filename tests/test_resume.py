@@ -57,6 +57,18 @@ def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path) -> None:
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+def test_so_does_one_of_ten_tasks_with_other_workers(tmp_path) -> None:
+    """Eight models in each worker, whose simulations change task and model as they go."""
+    settings = {"tasks": ("MT10",), "num_envs": 20, "num_steps": 16, "total_frames": 6 * 320, "eval_episodes": 1}
+    train(tmp_path / "whole", num_workers=2, sampling="random", **settings)
+    train_until_interrupted(tmp_path / "run", 3, num_workers=2, sampling="random", **settings)
+    resume(tmp_path / "run", num_workers=1)
+    assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "whole"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    simulators = load_checkpoint(checkpoints(tmp_path / "run")[0])["rollouts"]["simulators"]
+    assert not torch.equal(simulators["task_idx"], torch.arange(20) % 10)
+
+
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(tmp_path, undisturbed) -> None:
     run_dir = tmp_path / "run"
     train_until_interrupted(run_dir, 4, checkpoint_seconds=0, num_workers=2)
@@ -93,7 +105,7 @@ def test_nothing_random_is_left_out(undisturbed) -> None:
     slots = content["rollouts"]["simulators"]
     assert slots["state"].shape == (12, 56) and slots["rng"].shape == (12, 6) and slots["elapsed"].shape == (12,)
     assert content["versions"]["mujoco"] and content["config"]["seed"] == 1
-    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 2)
+    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 3)
 
 
 def test_a_run_that_is_complete_goes_on_with_more_frames(tmp_path) -> None:

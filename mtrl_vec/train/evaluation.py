@@ -103,6 +103,7 @@ class Evaluation:
                 max_episode_steps=environment.max_episode_steps,
                 random_phase=False,
                 rest_after_success=True,
+                fresh_starts=True,  # not those that training practises
             )
             self._acting.rows = self._pool.rows
             self._pool.start()
