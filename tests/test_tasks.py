@@ -15,12 +15,14 @@ from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
 from metaworld_oracle import make_env
+from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.sim.rotation import quaternions
-from mtrl_vec.tasks.draw import benchmark_vectors
+from mtrl_vec.tasks.catalog.common import at_drawn
+from mtrl_vec.tasks.draw import Draw, benchmark_vectors
 from mtrl_vec.tasks.suite import MT3, MT10, MT50, fixed_vectors, register_task, resolve_tasks
-from mtrl_vec.tasks.task import Position, Task
+from mtrl_vec.tasks.task import Orientation, Position, Task
 from mtrl_vec.tasks.terms import band_tolerance, gaussian_tolerance, hamacher, rectangular_prism, tolerance
 
 every_task = pytest.mark.parametrize("task", MT50, ids=[task.name for task in MT50])
@@ -141,7 +143,7 @@ def test_names_people_type(capsys) -> None:
         (["pick-plaec-v3"], r"unknown task 'pick-plaec-v3': did you mean pick-place-v3\?"),
         (["button-press-topdwn"], r"unknown task 'button-press-topdwn': did you mean button-press-topdown-v3\?"),
         (["MT5O"], r"unknown task 'MT5O': did you mean MT50\?"),
-        (["fly"], "unknown task 'fly': name a set"),
+        (["fly"], "unknown task 'fly': name a set.*one of your own has to be registered first"),
         (["reach-v3 "], "unknown task"),
         (["reach", "reach-v2"], "task 'reach-v3' is given twice"),
         (["MT10", "door-open"], "task 'door-open-v3' is given and is in MT10: name each task once"),
@@ -165,8 +167,67 @@ def test_names_of_your_own_tasks(monkeypatch) -> None:
     assert resolve_tasks(["my-reach", "push"]) == (mine, MT3[1])
     with pytest.raises(InputError, match="a task named 'push-v3' exists already: give yours another name"):
         register_task(dataclasses.replace(mine, name="push-v3"))
+    for name in ("mt10", "push", "push-v2"):
+        with pytest.raises(InputError, match=f"task name '{name}' stands for something else already"):
+            register_task(dataclasses.replace(mine, name=name))
+    with pytest.raises(InputError, match="task 'push-v3' is not registered: call register_task with it first"):
+        TrainConfig.of(tasks=[dataclasses.replace(MT3[1])])
     with pytest.raises(InputError, match="task name 'My reach' has other characters than a to z, 0 to 9 and '-'"):
         register_task(dataclasses.replace(mine, name="My reach"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obj": Position("joint", "objjoint")}, "task mine reads a 'joint': it must be one of body, site, geom"),
+        ({"orientation": Orientation("geom", "objGeom", xyzw=False)}, "xyzw=False, which only bodies have"),
+        ({"fixture": "obj"}, "has fixture obj and place_fixture None: give both or neither"),
+        ({"points": (Position("site", "goal"),) * 6}, "has 6 points: there is room for 5"),
+    ],
+)
+def test_a_task_whose_fields_do_not_go_together(changes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(MT3[0], name="mine", **changes)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (((0, 1, 0), (0, 0, 0)), "give a box, low before high"),
+        (((0, 0, 0), (1, 1, 1), 0.1), r"draw of 3 numbers with min_distance 0\.1: there is no goal"),
+        (((0,) * 6, (0.1,) * 6, 0.5), r"nothing is 0\.5 m apart, make it less"),
+    ],
+)
+def test_draws_that_cannot_be(draw: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Draw(*draw).sample(np.random.default_rng(0))
+
+
+def test_tasks_of_one_formula_have_the_same_params() -> None:
+    other = dataclasses.replace(MT3[0], name="mine", params={})
+    with pytest.raises(InputError, match="tasks reach-v3 and mine share a reward function, but not the names"):
+        SimBatch([MT3[0], other], [0, 1])
+
+
+def test_a_visual_geom_is_kept_for_whatever_reads_it() -> None:
+    """The door's handle, read as a second object: it is where the door's own task observes it."""
+    (door,) = resolve_tasks(["door-open"])
+    mine = dataclasses.replace(door, name="mine", obj=Position("body", "door_link"), second=door.obj)
+    sim, expected = SimBatch([mine], [0]), SimBatch([door], [0])
+    vector = door.draw.sample(np.random.default_rng(0))
+    sim.reset(vectors=[vector])
+    expected.reset(vectors=[vector])
+    action = np.full((1, 4), 0.5, np.float32)
+    np.testing.assert_array_equal(sim.step(action).observation[:, 11:14], expected.step(action).observation[:, 4:7])
+
+
+def test_unstable_rows_of_every_task_are_harmless() -> None:
+    """Without a warning of NumPy, which is an error here."""
+    sim = SimBatch(MT50, np.arange(50))
+    sim.reset()
+    sim.state[:, 20] = 1e12
+    step = sim.step(np.zeros((50, 4), np.float32))
+    assert step.unstable.all() and np.isfinite(step.reward).all()
 
 
 def model_without(tmp_path, what: str) -> str:
@@ -182,8 +243,7 @@ def model_without(tmp_path, what: str) -> str:
         ({"obj": Position("body", "ball")}, "model .*pick_place.* has no body named 'ball', which the task reads"),
         ({"joint": "hinge"}, "has no joint named 'hinge', which the task reads"),
         ({"touch": "brick"}, "has no geom named 'brick', which the task reads"),
-        ({"fixture": "door"}, "has no body named 'door', which the task reads"),
-        ({"points": (Position("site", "goal"),) * 6}, "has 6 points: there is room for 5"),
+        ({"fixture": "door", "place_fixture": at_drawn}, "has no body named 'door', which the task reads"),
     ],
 )
 def test_a_task_whose_model_lacks_what_it_reads(changes, message: str) -> None:

@@ -16,6 +16,8 @@ class UniformConfig:
     """Every environment keeps its task."""
 
     name: ClassVar[str] = "uniform"
+    keeps_tasks: ClassVar[bool] = True
+    """Whether environments keep the tasks that they start with."""
 
     def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
         """These settings, resolved for a list of tasks. Raises InputError where they do not suit it."""
@@ -27,6 +29,7 @@ class RandomConfig(UniformConfig):
     """A task is drawn for every episode, with equal probabilities."""
 
     name: ClassVar[str] = "random"
+    keeps_tasks: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class CurriculumConfig(UniformConfig):
     """One task after the other."""
 
     name: ClassVar[str] = "curriculum"
+    keeps_tasks: ClassVar[bool] = False
     curriculum: tuple[str, ...] | None = None
     """The tasks in the order to learn them. By default the order of --tasks."""
     curriculum_success: float = 0.9
@@ -81,6 +85,7 @@ class ProgressConfig(UniformConfig):
     """Probabilities by learning progress: tasks whose success rate changes are practised more."""
 
     name: ClassVar[str] = "progress"
+    keeps_tasks: ClassVar[bool] = False
     temperature: float = 1.0
     """Flattens the probabilities."""
     min_task_prob: float = 0.1

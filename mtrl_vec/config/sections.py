@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtrl_vec.config.checks import check_fields, check_seed, require
-from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.suite import registered_names
 
 Device = Literal["auto", "cpu", "cuda"]
 Compile = Literal["off", "on"]
@@ -39,7 +39,7 @@ class EnvironmentConfig:
 
     def __post_init__(self) -> None:
         require(not isinstance(self.tasks, str), "tasks", self.tasks, "must be a list of names")
-        object.__setattr__(self, "tasks", tuple(task.name for task in resolve_tasks(self.tasks)))
+        object.__setattr__(self, "tasks", registered_names(self.tasks))
         check_fields(self, positive=("num_envs", "max_episode_steps"))
         check_seed("goals_seed", self.goals_seed)
 

@@ -53,6 +53,11 @@ class TrainConfig:
         frames, minibatches = self.frames_per_batch, self.learner.num_minibatches
         problem = f"must be at most the {frames} frames of a rollout (num_envs * num_steps)"
         require(minibatches <= frames, "num_minibatches", minibatches, problem)
+        if self.sampling.keeps_tasks:
+            problem = f"must be at least the {self.num_tasks} tasks: with --task-sampling {self.sampling.name}, "
+            problem += "environments keep their tasks"
+            envs = self.environment.num_envs
+            require(envs >= self.num_tasks, "num_envs", envs, problem)
         self._check_task_weights()
 
     def _check_task_weights(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 
 from mtrl_vec.envs.metaworld import DEFAULT_TASKS, MetaWorldEnv
 from mtrl_vec.envs.pool import SimulatorPool
 from mtrl_vec.envs.processes import default_num_workers
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.tasks.suite import MT50, resolve_tasks
 from mtrl_vec.tasks.task import MAX_EPISODE_STEPS, Task
 
@@ -48,9 +49,10 @@ def make_env(
     Raises:
         InputError: unknown or repeated task, a task whose model lacks what it reads, or a number that is not positive.
     """
+    resolved = resolve_tasks(tasks)
     common = {
         # Meta-World's go by name, which is quicker to send. Workers need not know that yours are registered.
-        "tasks": tuple(task.name if task in MT50 else task for task in resolve_tasks(tasks)),
+        "tasks": tuple(task.name if task in MT50 else task for task in resolved),
         "seed": seed,
         "goals_seed": goals_seed,
         "max_episode_steps": max_episode_steps,
@@ -58,6 +60,8 @@ def make_env(
         "rest_after_success": rest_after_success,
         "fresh_starts": fresh_starts,
     }
+    for task in resolved:
+        _check_sendable(task)
     num_workers = default_num_workers() if num_workers is None else num_workers
     for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():
         if value is not None and value < 1:
@@ -65,6 +69,14 @@ def make_env(
     counts = _spread(num_workers * envs_per_worker if num_envs is None else num_envs, num_workers)
     own = [{"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)]
     return SimulatorPool(MetaWorldEnv, [common | {"num_rows": max(counts)} | worker for worker in own])
+
+
+def _check_sendable(task: Task) -> None:
+    try:
+        pickle.dumps(task)
+    except Exception as error:  # whatever its functions are
+        problem = "cannot be sent to worker processes: use functions of a module, and functools.partial of them"
+        raise InputError(f"task {task.name!r} {problem} ({first_line(error)})") from error
 
 
 def _spread(num_envs: int, num_workers: int) -> list[int]:

@@ -14,7 +14,7 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.policy.checkpoint import find_checkpoint, load_checkpoint
 from mtrl_vec.policy.network import SharedPolicy
 from mtrl_vec.tasks.layout import OBSERVATION_SIZE
-from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def load_policy(path: Path | str) -> TrainedPolicy:
         policy = SharedPolicy.for_tasks(config.policy, config.tasks)
         policy.load_state_dict(content["policy"])
         frames = int(content["frames"])
+    except UnknownTask:
+        raise  # one of your own, not registered in this program
     except Exception as error:
         raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
     return TrainedPolicy(policy.eval().requires_grad_(False), config, frames, file)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from mtrl_vec.sim import scoring
 from mtrl_vec.sim.models import Models, Plan
 from mtrl_vec.sim.readings import Readings
-from mtrl_vec.sim.starts import SavedStart, SavedStarts, pools
+from mtrl_vec.sim.saved_starts import SavedStart, SavedStarts, pools
 from mtrl_vec.sim.streams import row_to_stream, slot_streams, stream_to_row
-from mtrl_vec.sim.world import Turn, World
+from mtrl_vec.sim.world import STEP_SECONDS, Turn, World
 from mtrl_vec.tasks.layout import FRAME_SIZE, OBSERVATION_SIZE
 from mtrl_vec.tasks.suite import fixed_vectors
 from mtrl_vec.tasks.task import MAX_EPISODE_STEPS, Array, Task
@@ -50,17 +50,16 @@ class SimBatch:
     Args:
         tasks: the tasks that slots can take. Tasks with the same model file share one `World`.
         task_idx: [n] the task of each slot, as a position in ``tasks``.
-        seed: of all random streams.
-        first_slot: global number of row 0.
-        goals_seed: None draws a fresh vector (object and goal) at every reset. A number draws uniformly from the 50
-            fixed ones of Meta-World's benchmark, see `mtrl_vec.tasks.suite.fixed_vectors`.
+        seed, first_slot: of all random streams; global number of row 0.
+        goals_seed: None draws a fresh vector (object and goal) at every reset, but see ``fresh_starts``. A number draws
+            uniformly from the 50 fixed ones of Meta-World's benchmark, see `mtrl_vec.tasks.suite.fixed_vectors`.
         max_episode_steps: the time limit, in environment steps.
         random_phase: start every slot's first episode at a random count of elapsed steps, so that resets are spread
             evenly over time instead of hitting all slots at once.
         rest_after_success: once an episode has succeeded, its slot is not simulated until its next reset. For
             evaluations, which only ask whether an episode succeeds.
         fresh_starts: in the ten tasks whose settling depends on the draw, draw anew at every reset and settle then,
-            3 to 6 ms each, instead of drawing from 500 vectors whose starts are simulated once.
+            3 to 6 ms each, instead of drawing from 500 vectors whose starts are simulated once per process.
 
     Raises:
         InputError: a task's model lacks what the task reads.
@@ -88,7 +87,7 @@ class SimBatch:
         self._cumulative_probs: Array | None = None
         self._first_slot = first_slot
         self.seed(seed)
-        self._models = Models(self.tasks, turn=first_slot)
+        self._models = Models(self.tasks)
         self.worlds = self._models.worlds
         """One for each model file, and for each body of it that tasks move."""
         self._allocate()
@@ -97,7 +96,7 @@ class SimBatch:
         """Make the rows of all slots."""
         n = self.num_slots
         self.state = np.zeros((n, max(world.state_size for world in self.worlds)))
-        """[n, S] the integration state of every slot; rows of smaller worlds are padded."""
+        """[n, S] the integration state of every slot, padded."""
         self.elapsed = np.zeros(n, dtype=np.int64)
         """[n] steps taken in the current episode."""
         self.observation = np.zeros((n, OBSERVATION_SIZE))
@@ -110,21 +109,20 @@ class SimBatch:
         self._touching = np.zeros(n, dtype=bool)
         self._readings = Readings(self.tasks, [scene.world for scene in self._models.scenes], n)
         self._scorer = scoring.Scorer(self.tasks)
-        self._starts = SavedStarts()
         self._turns = [self._turn(slot) for slot in range(n)]
         self._plan: Plan | None = None
 
     def seed(self, seed: int) -> None:
         """Restart every slot's random stream."""
         self._rngs = slot_streams(seed, self._first_slot, self.num_slots)
+        self._starts = SavedStarts()  # of the vectors below
         fresh: list[Array | None] = [None] * len(self.tasks)
         self._vectors = self._fixed or (fresh if self.fresh_starts else pools(self.tasks, seed))  # to draw from
 
     def snapshot(self) -> dict[str, NDArray]:
         """A copy of everything that the slots continue from, random streams included: arrays of ``n`` rows."""
         arrays = {name.lstrip("_"): getattr(self, name).copy() for name in _SLOT_ARRAYS}
-        rows = [stream_to_row(rng) for rng in self._rngs]
-        rng = np.array(rows, dtype=np.int64).reshape(self.num_slots, -1)
+        rng = np.array([stream_to_row(rng) for rng in self._rngs], dtype=np.int64).reshape(self.num_slots, -1)
         return arrays | {"raw": self._readings.raw.copy(), "rng": rng}
 
     def restore(self, snapshot: Mapping[str, NDArray]) -> None:
@@ -175,8 +173,7 @@ class SimBatch:
             self.task_idx[slots] = task_idx[slots]
         elif self._cumulative_probs is not None:
             draws = np.array([self._rngs[slot].random() for slot in slots.tolist()])
-            # Relative to the last, which may be a little less than 1.
-            ends = self._cumulative_probs
+            ends = self._cumulative_probs  # relative to the last, which may be a little less than 1
             self.task_idx[slots] = np.searchsorted(ends, draws * ends[-1], side="right")
         for slot in slots[before != self.task_idx[slots]].tolist():
             self._turns[slot] = self._turn(slot)
@@ -194,6 +191,7 @@ class SimBatch:
     def _start_episode(self, slot: int, vector: Array | None) -> None:
         k, rng = int(self.task_idx[slot]), self._rngs[slot]
         vectors = self._vectors[k]
+        saves = self.tasks[k].settles and vectors is not None and vector is None
         if vector is None:
             vector = self.tasks[k].draw.sample(rng) if vectors is None else vectors[rng.integers(len(vectors))]
         phased = self.random_phase and self._fresh[slot]  # it shortens the first episode; slots stay spread afterwards
@@ -206,7 +204,7 @@ class SimBatch:
                 row[:] = value
             return
         self._simulate_start(slot, k, vector)
-        if self.tasks[k].settles and vectors is not None:
+        if saves:
             self._starts.add(k, vector, SavedStart(*rows))
 
     def _simulate_start(self, slot: int, k: int, vector: Array) -> None:
@@ -236,7 +234,7 @@ class SimBatch:
         before = self.state.copy()
         self._simulate(plan, action)
         # MuJoCo resets a simulation that it finds broken, clock included. Rows of all worlds start with the clock.
-        time_error = self.state[:, 0] - before[:, 0] - self.worlds[0].step_seconds
+        time_error = self.state[:, 0] - before[:, 0] - STEP_SECONDS
         unstable = (np.abs(time_error) > 1e-6) & ~self._resting | ~np.isfinite(self.state).all(axis=1)
         if unstable.any():
             self.state[unstable] = before[unstable]

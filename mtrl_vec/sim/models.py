@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl_vec.errors import InputError
 from mtrl_vec.sim.readings import Selection
 from mtrl_vec.sim.scene import Scene
 from mtrl_vec.sim.scoring import Order
-from mtrl_vec.sim.world import Turn, World
+from mtrl_vec.sim.world import FRAME_SKIP, STEP_SECONDS, Turn, World
 from mtrl_vec.tasks.task import Array, Task
 
 
@@ -41,30 +42,32 @@ class Models:
 
     Args:
         tasks: [K]
-        turn: which model to compile first. With another one in each process, processes that start together find most
-            models compiled by the others.
 
     Raises:
         InputError: see `World` and `Scene`.
     """
 
-    def __init__(self, tasks: Sequence[Task], turn: int = 0) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         self.worlds: list[World] = []
         self._world_idx = np.zeros(len(tasks), dtype=np.intp)  # [K]
-        groups = _group_by_model(tasks)
-        turn %= len(groups)
-        for file, fixture, members in groups[turn:] + groups[:turn]:
-            kept = {task.obj.name for task in members if task.obj.kind == "geom"}
+        for file, fixture, members in _group_by_model(tasks):
+            kept = {position.name for task in members for position in task.positions if position.kind == "geom"}
             kept |= {task.orientation.name for task in members if task.orientation.kind == "geom"}
             kept |= {task.touch for task in members if task.touch is not None}
             self._world_idx[[tasks.index(task) for task in members]] = len(self.worlds)
             self.worlds.append(World(file, fixture, kept))
-        assert len({world.step_seconds for world in self.worlds}) == 1  # one clock error tells all unstable slots
+        for world in self.worlds:
+            if world.step_seconds != STEP_SECONDS:
+                problem = f"has a timestep of {world.model.opt.timestep} s: it must be {STEP_SECONDS / FRAME_SKIP}"
+                raise InputError(f"model {world.model_file} {problem}")
         own = [self.worlds[w] for w in self._world_idx]  # of each task
         self.scenes = [Scene(world, task) for world, task in zip(own, tasks, strict=True)]
         """[K]"""
         self.touch = [-1 if t.touch is None else w.id("geom", t.touch) for w, t in zip(own, tasks, strict=True)]
         """[K] the geom of `Task.touch`, or -1."""
+        for world, geom in zip(own, self.touch, strict=True):
+            if geom >= 0:
+                world.find_pads()
         self._mocap = np.array([[w.parts["MOCAP_POS"].start + i for i in range(3)] for w in own])  # [K, 3]
         self._ctrl = np.array([[w.parts["CTRL"].start + i for i in range(2)] for w in own])  # [K, 2]
         bounds = zip(*((t.mocap_low, t.mocap_high, t.goal_low, t.goal_high) for t in tasks), strict=True)

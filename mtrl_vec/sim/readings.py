@@ -18,13 +18,11 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.sim.rotation import quaternions
 from mtrl_vec.sim.world import World
 from mtrl_vec.tasks.layout import FRAME_SIZE
-from mtrl_vec.tasks.task import Array, Position, Task
+from mtrl_vec.tasks.task import MAX_POINTS, Array, Position, Task
 from mtrl_vec.tasks.terms import distance
 
 Indices = NDArray[np.intp]
 
-MAX_POINTS = 5
-"""`Task.points` that there is room for."""
 # What is read, in this order: positions [3] each, then the rotation, as a matrix or quaternion, and a quaternion.
 _ARM = (
     *(("body", "hand"), ("body", "rightclaw"), ("body", "leftclaw"), ("body", "leftpad"), ("body", "rightpad")),
@@ -104,15 +102,14 @@ class Readings:
         self._adjusted = [k for k, task in enumerate(tasks) if task.obj_from_joint is not None]
 
     def _find(self, task: Task, world: World) -> _Sources:
-        if len(task.points) > MAX_POINTS:
-            raise InputError(f"task {task.name} has {len(task.points)} points: there is room for {MAX_POINTS}")
         nothing = Position("body", "hand")
         positions = [Position(kind, name) for kind, name in _ARM] + [task.obj, task.second or nothing, *task.points]
         positions += [nothing] * (MAX_POINTS - len(task.points))
         columns = [self._column(world, position) + i for position in positions for i in range(3)]
         columns += range(self._own + 3, self._own + 3 + 9 + 4)
-        if sum(position.kind == "geom" for position in positions) > 1:
-            raise InputError(f"task {task.name} reads the positions of several geoms: put sites where they are")
+        geoms = {position.name for position in positions if position.kind == "geom"}
+        if len(geoms) > 1:
+            raise InputError(f"task {task.name} reads the positions of {len(geoms)} geoms: put sites there instead")
         data, kind = world.data, task.orientation.kind
         rotation, constant = None, np.zeros(9)
         if kind == "constant":
@@ -129,7 +126,7 @@ class Readings:
         return _Sources(
             np.array(columns, dtype=np.intp),
             np.array([task.obj.offset, nothing.offset if task.second is None else task.second.offset]),
-            data.geom_xpos[world.id("geom", task.obj.name)] if task.obj.kind == "geom" else None,
+            data.geom_xpos[world.id("geom", geoms.pop())] if geoms else None,
             rotation,
             None if task.second_quat is None else data.xquat[world.id("body", task.second_quat)],
             constant,
@@ -163,7 +160,7 @@ class Readings:
 
     def make_harmless(self, slots: NDArray[np.bool_]) -> None:
         """Leave something to convert in rows [n] that will not be used."""
-        self.raw[slots] = 0.0
+        self.raw[slots] = np.arange(self.raw.shape[1])  # no two points in one place
         self.raw[slots, self._own + 3 : self._own + 12] = np.eye(3).ravel()
 
     def select(self, slots: Indices, task_idx: NDArray[np.int64], state_size: int) -> Selection:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl_vec.sim.readings import LEFT_PAD, LEFT_TIP, MAX_POINTS, POINTS, RIGHT_PAD, RIGHT_TIP, Indices
-from mtrl_vec.tasks.task import Array, Grasp, RewardFn, RewardInputs, Task
+from mtrl_vec.errors import InputError
+from mtrl_vec.sim.readings import LEFT_PAD, LEFT_TIP, POINTS, RIGHT_PAD, RIGHT_TIP, Indices
+from mtrl_vec.tasks.task import MAX_POINTS, Array, Grasp, RewardFn, RewardInputs, Task
 
 # What is kept of an episode's start: positions [3] each.
 GOAL, INIT_TCP, INIT_OBJ, INIT_SECOND, FIRST_OBJ = (slice(3 * i, 3 * i + 3) for i in range(5))
@@ -136,8 +137,14 @@ def _formulas(
         if grasp is None:
             continue
         if not found or found[-1].function is not grasp.function:
+            first = tasks[k]
             empty = {name: np.zeros((len(tasks), *np.shape(value))) for name, value in grasp.params.items()}
             found.append(_Formula(grasp.function, rank, rank, empty))
+        if found[-1].params.keys() != grasp.params.keys():
+            raise InputError(
+                f"tasks {first.name} and {tasks[k].name} share a reward function, but not the names of its params: "
+                f"{', '.join(found[-1].params) or 'none'} and {', '.join(grasp.params) or 'none'}"
+            )
         for name, value in grasp.params.items():
             found[-1].params[name][k] = value
         found[-1] = found[-1]._replace(end=rank + 1)

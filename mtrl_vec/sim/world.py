@@ -22,6 +22,8 @@ from mtrl_vec.tasks.task import Array, Point
 
 FRAME_SKIP = 5
 """Physics steps per environment step."""
+STEP_SECONDS = FRAME_SKIP * 0.0025
+"""Simulated time of an environment step, with the timestep that all of Meta-World's models have."""
 
 _MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
 _SETTLING_STEPS = 50
@@ -72,7 +74,8 @@ class World:
         self.state_size = sum(sizes)
         """S."""
         self.step_seconds = FRAME_SKIP * model.opt.timestep
-        """Simulated time of an environment step."""
+        """Simulated time of an environment step; has to be `STEP_SECONDS`."""
+        self._pads: list[int] = []
         self.fixture = None if fixture is None else model.body_pos[self.id("body", fixture)]
         """[3] view of the fixture's position in the model."""
         self.fixture_in_model = np.zeros(3) if self.fixture is None else self.fixture.copy()
@@ -145,6 +148,10 @@ class World:
             if touching is not None:
                 touching[0] = self._pads_press_on(touch)
 
+    def find_pads(self) -> None:
+        """Prepare for turns with a ``touch``. Raises InputError where the gripper has no pads."""
+        self._pads = [self.id("geom", name) for name in ("leftpad_geom", "rightpad_geom")]
+
     def _pads_press_on(self, geom: int) -> bool:
         """Whether both pads press on a geom (``SawyerXYZEnv.touching_object``)."""
         pairs = self.data.contact.geom
@@ -153,8 +160,8 @@ class World:
             return False
         forces = self.data.efc_force
         addresses = self.data.contact.efc_address
-        for name in ("leftpad_geom", "rightpad_geom"):
-            with_pad = has & (pairs == self.id("geom", name)).any(axis=1)
+        for pad in self._pads:
+            with_pad = has & (pairs == pad).any(axis=1)
             if not forces[addresses[with_pad]].sum() > 0:
                 return False
         return True

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl_vec.errors import InputError
+
+_MAX_TRIES = 10_000
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -23,13 +27,21 @@ class Draw:
     keep_from: tuple[float, float] | None = None
     """Measure it from this point instead."""
 
+    def __post_init__(self) -> None:
+        """Raises InputError on a box that is none, or a distance that nothing has."""
+        if len(self.low) != len(self.high) or any(a > b for a, b in zip(self.low, self.high, strict=False)):
+            raise InputError(f"draw is from {self.low} to {self.high}: give a box, low before high")
+        if self.min_distance and self.keep_from is None and len(self.low) < 6:
+            raise InputError(f"draw of {len(self.low)} numbers with min_distance {self.min_distance}: there is no goal")
+
     def sample(self, rng: np.random.Generator | np.random.RandomState) -> NDArray[np.float64]:
-        """Draw a vector, [V]."""
+        """Draw a vector, [V]. Raises InputError where nothing is far enough apart."""
         low, high = np.array(self.low), np.array(self.high)
-        vector = rng.uniform(low, high)
-        while self.min_distance and self._distance(vector) < self.min_distance:
+        for _ in range(_MAX_TRIES):
             vector = rng.uniform(low, high)
-        return vector
+            if not self.min_distance or self._distance(vector) >= self.min_distance:
+                return vector
+        raise InputError(f"draw from {self.low} to {self.high}: nothing is {self.min_distance} m apart, make it less")
 
     def _distance(self, vector: NDArray[np.float64]) -> float:
         other = vector[-3:-1] if self.keep_from is None else np.array(self.keep_from)

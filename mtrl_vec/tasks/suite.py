@@ -45,14 +45,20 @@ _KNOWN = {task.name: task for task in MT50}
 _NAME = re.compile(r"(?P<task>[a-z0-9-]+?)(-v(?P<version>\d+))?(-goal-observable)?")
 
 
+class UnknownTask(InputError):
+    """No task or set of this name."""
+
+
 def register_task(task: Task) -> None:
     """Make a task of your own known by its name, which can then be given wherever tasks are named.
 
     Raises:
-        InputError: a task or set of this name exists, or the name has other characters than a to z, 0 to 9 and "-".
+        InputError: the name stands for something already, or has other characters than a to z, 0 to 9 and "-".
     """
     if _NAME.fullmatch(task.name) is None:
         raise InputError(f"task name {task.name!r} has other characters than a to z, 0 to 9 and '-': rename the task")
+    if task.name.upper() in TASK_SETS or (task.name not in _KNOWN and _find(task.name) is not None):
+        raise InputError(f"task name {task.name!r} stands for something else already: give yours another name")
     if task.name in _KNOWN and _KNOWN[task.name] is not task:
         raise InputError(f"a task named {task.name!r} exists already: give yours another name")
     _KNOWN[task.name] = task
@@ -95,13 +101,19 @@ def _look_up(name: str) -> Sequence[Task]:
         return TASK_SETS[name.upper()]
     if name in _KNOWN:
         return [_KNOWN[name]]
-    match = _NAME.fullmatch(name)
-    task = _KNOWN.get(f"{match['task']}-v3") if match else None
-    if match is None or task is None:
-        raise InputError(f"unknown task {name!r}{_suggestion(name)}")
-    if match["version"] not in (None, "3"):
+    task = _find(name)
+    if task is None:
+        raise UnknownTask(f"unknown task {name!r}{_suggestion(name)}")
+    version = re.search(r"-v(\d+)", name)
+    if version is not None and version[1] != "3":
         print(f"note: {name} is run as {task.name}", file=sys.stderr)
     return [task]
+
+
+def _find(name: str) -> Task | None:
+    """Meta-World's task of a name with another version, or without one."""
+    match = _NAME.fullmatch(name)
+    return _KNOWN.get(f"{match['task']}-v3") if match else None
 
 
 def _suggestion(name: str) -> str:
@@ -110,7 +122,20 @@ def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1)
     if close:
         return f": did you mean {known[close[0]]}?"
-    return f": name a set ({', '.join(TASK_SETS)}) or tasks of MT50, for example reach-v3"
+    return f": name a set ({', '.join(TASK_SETS)}) or tasks of MT50; one of your own has to be registered first"
+
+
+def registered_names(tasks: Iterable[str | Task]) -> tuple[str, ...]:
+    """Names of tasks, for what keeps names only.
+
+    Raises:
+        InputError: see `resolve_tasks`; or a `Task` that its name does not stand for.
+    """
+    resolved = resolve_tasks(tasks)
+    for task in resolved:
+        if _KNOWN.get(task.name) is not task:
+            raise InputError(f"task {task.name!r} is not registered: call register_task with it first, or rename it")
+    return tuple(task.name for task in resolved)
 
 
 def fixed_vectors(tasks: Sequence[Task], seed: int) -> list[NDArray[np.float64]]:

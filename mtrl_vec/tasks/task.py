@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl_vec.errors import InputError
 from mtrl_vec.tasks.draw import Draw
 
 Array = NDArray[np.float64]
@@ -50,6 +51,8 @@ class Orientation(NamedTuple):
     constant: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
+MAX_POINTS = 5
+"""`Task.points` that there is room for."""
 NO_ORIENTATION = Orientation("constant")
 """Zeros, as Meta-World fills in where a task does not show a rotation."""
 _OBJECT, _OBJECT_GEOM = Position("body", "obj"), Orientation("geom", "objGeom")
@@ -167,7 +170,7 @@ class Task:
     name: str
     """Meta-World's name, for example ``push-v3``; or your own."""
     model_file: str
-    """MJCF file of the physics model: a path, or one relative to Meta-World's ``assets``."""
+    """MJCF file of the physics model: an absolute path, or one relative to Meta-World's ``assets``."""
     draw: Draw
     """How the vector that tells one episode from another is drawn."""
     goal_low: Point
@@ -208,3 +211,25 @@ class Task:
     """Bounds of the mocap body, which the hand follows."""
     settles: bool = False
     """The hand or the object touches the fixture while the hand settles, so that no settled state serves all draws."""
+
+    def __post_init__(self) -> None:
+        """Raises InputError on fields that do not go together."""
+        problem = ""
+        parts: list[Position | Orientation] = [*self.positions, self.orientation]
+        for part in parts:
+            kinds = ("body", "site", "geom", *(["constant"] if isinstance(part, Orientation) else []))
+            if part.kind not in kinds:
+                problem = f"reads a {part.kind!r}: it must be one of {', '.join(kinds)}"
+        if self.orientation.kind in ("site", "geom") and not self.orientation.xyzw:
+            problem = f"reads {self.orientation.name} with xyzw=False, which only bodies have: leave it out"
+        if (self.fixture is None) != (self.place_fixture is None):
+            problem = f"has fixture {self.fixture} and place_fixture {self.place_fixture}: give both or neither"
+        if len(self.points) > MAX_POINTS:
+            problem = f"has {len(self.points)} points: there is room for {MAX_POINTS}"
+        if problem:
+            raise InputError(f"task {self.name} {problem}")
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """All positions that are read."""
+        return (self.obj, *([] if self.second is None else [self.second]), *self.points)

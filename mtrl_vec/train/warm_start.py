@@ -18,7 +18,7 @@ from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.checkpoint import checkpoints, find_checkpoint, load_checkpoint
 from mtrl_vec.tasks.layout import layout_of
-from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
 
 _SAME = ("torso", "head", "relative_features", "normalize_observation", "popart")
 """Fields of `PolicyConfig` that have to be equal for weights to fit."""
@@ -70,6 +70,8 @@ class WarmStart:
         file, content = _load(config.init_from)
         try:
             source = TrainConfig.from_dict(content["config"])
+        except UnknownTask:
+            raise  # one of your own, not registered in this program
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
         pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
@@ -77,7 +79,8 @@ class WarmStart:
         for name, theirs, ours in pairs:
             if theirs != ours:
                 raise InputError(f"init_from is {file}: its {name} is {theirs}, this run's is {ours}: make them equal")
-        if layout_of(resolve_tasks(source.tasks)) != layout_of(resolve_tasks(config.tasks)):
+        layouts = [layout_of(resolve_tasks(tasks)) for tasks in (source.tasks, config.tasks)]
+        if config.policy.relative_features and layouts[0] != layouts[1]:
             raise InputError(
                 f"init_from is {file}: of its tasks and this run's, only one list has tasks with a second object "
                 "(hammer, stick-push, stick-pull), whose policies see more of an observation: add or drop such tasks"
