@@ -18,20 +18,24 @@ import mujoco
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from replay import Replay
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.sim.compilation import load_model
 from mtrl_vec.sim.world import FRAME_SKIP
-from mtrl_vec.tasks.layout import ACTION_SIZE, METAWORLD
-from mtrl_vec.tasks.suite import MT3
-from mtrl_vec.tasks.task import MAX_EPISODE_STEPS
+from mtrl_vec.tasks.layout import ACTION_SIZE, OBSERVATION_SIZE
+from mtrl_vec.tasks.suite import resolve_tasks
+from mtrl_vec.tasks.task import MAX_EPISODE_STEPS, Task
 
 SEED = 1  # Meta-World's vector environments take 0 for "no seed"
-TASK_NAMES = tuple(task.name for task in MT3)
-MOCAP_LOW, MOCAP_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])
-"""Meta-World's bounds of the hand target."""
+Tasks = Sequence[Task]
+
+
+def names_of(tasks: Tasks) -> list[str]:
+    """Their names."""
+    return [task.name for task in tasks]
 
 
 def random_actions(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
@@ -67,63 +71,84 @@ class Floor(Contender):
     """Only Meta-World's physics, as it is usually run: one ``MjData`` per simulation, including visual geometry.
 
     It starts from the states of a `SimBatch` with the same slots and takes the same actions, so that both simulate the
-    same contacts. Later episodes start from precomputed states, at no cost.
+    same contacts. Later episodes start from precomputed states, at no cost. Simulations of one model share it, but for
+    the position of what an episode moves.
+
+    Args:
+        tasks: in turn over the slots.
+        num_slots, first_slot: which slots.
+        replay: actions of experts instead of random ones.
     """
 
     NUM_STARTS = 8
     """Start states of each slot, which repeat."""
 
-    def __init__(self, num_slots: int, first_slot: int = 0) -> None:
-        task_idx = (first_slot + np.arange(num_slots)) % len(MT3)
-        sim = SimBatch(MT3, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
-        sim.reset()
-        self._elapsed, starts = sim.elapsed.copy(), [sim.state.copy()]
-        for _ in range(self.NUM_STARTS - 1):
-            sim.reset()
-            starts.append(sim.state.copy())
-        (world,) = sim.worlds  # the tasks share their physics model
-        self._starts, self._signature = starts, world.state_signature
+    def __init__(self, tasks: Tasks, num_slots: int, first_slot: int = 0, replay: Replay | None = None) -> None:
+        task_idx = (first_slot + np.arange(num_slots)) % len(tasks)
+        sim = SimBatch(tasks, task_idx, seed=SEED, first_slot=first_slot, random_phase=True)
+        self._replay, self._rng = replay, np.random.default_rng(SEED)
+        self._starts = []
+        for _ in range(1 if replay else self.NUM_STARTS):
+            sim.reset(vectors=replay.vectors if replay else None)
+            views = [sim.view(slot) for slot in range(num_slots)]
+            self._starts.append([(state.copy(), fixture.copy()) for _, state, fixture, _ in views])
+            if len(self._starts) == 1:
+                self._elapsed = np.zeros(num_slots, dtype=np.int64) if replay else sim.elapsed.copy()
+        self._limit = replay.length if replay else MAX_EPISODE_STEPS
+        models = {task.model_file: load_model(task.model_file, visual=True) for task in tasks}
+        self._signature = views[0][0].state_signature
+        self._models = [models[tasks[k].model_file] for k in task_idx]
+        fixtures = [world.fixture_name for world, _, _, _ in views]
+        self._places = [None if f is None else m.body(f).pos for m, f in zip(self._models, fixtures, strict=True)]
+        self._data = [mujoco.MjData(model) for model in self._models]
+        self._turns = [
+            (model, data, data.mocap_pos[0], data.ctrl) for model, data in zip(self._models, self._data, strict=True)
+        ]
+        self._low, self._high = (np.array([getattr(tasks[k], f"mocap_{e}") for k in task_idx]) for e in ("low", "high"))
         self._episode = np.full(num_slots, -1)
-        self._model = load_model(MT3[0].model_file, visual=True)
-        self._data = [mujoco.MjData(self._model) for _ in range(num_slots)]
-        self._views = [(data, data.mocap_pos[0], data.ctrl) for data in self._data]
+        self._fixtures = [np.zeros(3)] * num_slots
         self._mocap = np.zeros((num_slots, 3))
-        self._rng = np.random.default_rng(SEED)
         for slot in range(num_slots):
             self._start_episode(slot)
 
     def _start_episode(self, slot: int) -> None:
         self._episode[slot] += 1
-        state = self._starts[self._episode[slot] % self.NUM_STARTS][slot]
-        mujoco.mj_setState(self._model, self._data[slot], state, self._signature)
+        state, self._fixtures[slot] = self._starts[self._episode[slot] % len(self._starts)][slot]
+        mujoco.mj_setState(self._models[slot], self._data[slot], state, self._signature)
         self._mocap[slot] = self._data[slot].mocap_pos[0]
 
     def advance(self) -> int:
-        action = random_actions(self._rng, len(self._data))
-        self._mocap = np.clip(self._mocap + action[:, :3] * np.float32(1 / 100), MOCAP_LOW, MOCAP_HIGH)
+        n = len(self._data)
+        action = self._replay.actions[self._elapsed[0]] if self._replay else random_actions(self._rng, n)
+        moves = np.clip(action[:, :3], -1, 1) * np.float32(1 / 100)
+        self._mocap = np.clip(self._mocap + moves, self._low, self._high)
         grips = np.stack([action[:, 3], -action[:, 3]], axis=1)
-        model, mj_step, mj_forward = self._model, mujoco.mj_step, mujoco.mj_forward
-        for (data, mocap_pos, ctrl), target, grip in zip(self._views, self._mocap, grips, strict=True):
+        mj_step, mj_forward = mujoco.mj_step, mujoco.mj_forward
+        slots = zip(self._turns, self._places, self._fixtures, self._mocap, grips, strict=True)
+        for (model, data, mocap_pos, ctrl), place, fixture, target, grip in slots:
+            if place is not None:
+                place[:] = fixture
             mocap_pos[:] = target
             ctrl[:] = grip
             mj_step(model, data, nstep=FRAME_SKIP)
             mj_forward(model, data)
         self._elapsed += 1
-        for slot in np.flatnonzero(self._elapsed >= MAX_EPISODE_STEPS):
+        for slot in np.flatnonzero(self._elapsed >= self._limit):
             self._elapsed[slot] = 0
             self._start_episode(slot)
-        return len(self._data)
+        return n
 
 
 class FloorParallel(Contender):
     """`Floor` in several processes, which never wait for each other."""
 
-    def __init__(self, num_workers: int, num_slots: int) -> None:
+    def __init__(self, tasks: Tasks, num_workers: int, num_slots: int, experts: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._channels, self._workers = [], []
         for worker in range(num_workers):
             channel, theirs = context.Pipe()
-            process = context.Process(target=_floor_worker, args=(theirs, num_slots, worker * num_slots), daemon=True)
+            arguments = theirs, names_of(tasks), num_slots, worker * num_slots, experts
+            process = context.Process(target=_floor_worker, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._channels.append(channel)
@@ -142,8 +167,9 @@ class FloorParallel(Contender):
             process.join()
 
 
-def _floor_worker(channel: Connection, num_slots: int, first_slot: int) -> None:
-    floor = Floor(num_slots, first_slot)
+def _floor_worker(channel: Connection, names: list[str], num_slots: int, first_slot: int, experts: bool) -> None:
+    tasks = resolve_tasks(names)
+    floor = Floor(tasks, num_slots, first_slot, Replay(tasks, num_slots, first_slot) if experts else None)
     channel.send(None)
     try:
         while True:
@@ -170,10 +196,10 @@ class TorchRL(Contender):
 class GymParallelEnv(TorchRL):
     """The obvious TorchRL program: a ``ParallelEnv`` with one wrapped Meta-World environment per worker and task."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Tasks) -> None:
         from torchrl.envs import ParallelEnv
 
-        makers = [partial(_make_gym_wrapper, name) for name in TASK_NAMES]
+        makers = [partial(_make_gym_wrapper, name) for name in names_of(tasks)]
         super().__init__(ParallelEnv(len(makers), makers, mp_start_method="spawn"))
 
 
@@ -190,16 +216,17 @@ def _make_mt1(name: str) -> Any:
 class GymAsync(Contender):
     """Meta-World's own vector environment: Gymnasium's ``AsyncVectorEnv``, one process per task."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Tasks) -> None:
+        self._num_tasks = len(tasks)
         self._env = gymnasium.make_vec(
-            "Meta-World/custom-mt-envs", vector_strategy="async", envs_list=list(TASK_NAMES), seed=SEED
+            "Meta-World/custom-mt-envs", vector_strategy="async", envs_list=names_of(tasks), seed=SEED
         )
         self._env.reset(seed=SEED)
         self._rng = np.random.default_rng(SEED)
 
     def advance(self) -> int:
-        self._env.step(random_actions(self._rng, len(MT3)))
-        return len(MT3)
+        self._env.step(random_actions(self._rng, self._num_tasks))
+        return self._num_tasks
 
     def close(self) -> None:
         self._env.close(terminate=True)
@@ -213,18 +240,18 @@ class EnvPool(Contender):
     trial at the start.
 
     EnvPool starts all environments of a pool in phase and simulates every reset, so that an arbitrary slice would hold
-    either all resets or none. The pools are therefore a third of an episode apart and are measured in thirds of an
-    episode, each of which holds the resets of exactly one pool.
+    either all resets or none. With three pools they are therefore a third of an episode apart and are measured in
+    thirds of an episode, each of which holds the resets of exactly one pool; likewise with more.
     """
 
-    IDS = ("MetaWorld/Reach-v3", "MetaWorld/Push-v3", "MetaWorld/PickPlace-v3")
     WIDTHS = (4, 8, 16)  # environments per thread, in each pool
     MAX_WIDTH = 128  # an environment takes 20 MB
-    CALLS = (MAX_EPISODE_STEPS + 1) // 3  # a third of an episode: its steps and the call that resets
 
-    def __init__(self, num_threads: int, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, tasks: Tasks, num_threads: int, widths: Sequence[int] = WIDTHS) -> None:
         import envpool
 
+        self._ids = [f"MetaWorld/{name.removesuffix('-v3').title().replace('-', '')}-v3" for name in names_of(tasks)]
+        self._calls = (MAX_EPISODE_STEPS + 1) // len(tasks)  # of a share of an episode: steps, and one that resets
         self._make, self._num_threads = envpool.make, num_threads
         widths = [num_threads * width for width in widths]
         self._widths = [width for width in widths if width <= max(self.MAX_WIDTH, widths[0])]
@@ -234,16 +261,16 @@ class EnvPool(Contender):
     def warm_up(self) -> None:
         self._width = max(self._widths, key=self._trial) if len(self._widths) > 1 else self._widths[0]
         self._make_pools(self._width)
-        for third, pool in enumerate(self._pools):
-            for _ in range(third * self.CALLS):
+        for share, pool in enumerate(self._pools):
+            for _ in range(share * self._calls):
                 pool.step(random_actions(self._rng, self._width))
         tried = f", the best of {', '.join(map(str, self._widths))}" if len(self._widths) > 1 else ""
-        self.setup = f"{self._width} environments in each of {len(self.IDS)} pools{tried}"
+        self.setup = f"{self._width} environments in each of {len(self._ids)} pools{tried}"
 
     def _make_pools(self, width: int) -> None:
         self.close()
         options = {"env_type": "gymnasium", "num_envs": width, "num_threads": self._num_threads, "seed": SEED}
-        self._pools = [self._make(name, **options) for name in self.IDS]
+        self._pools = [self._make(name, **options) for name in self._ids]
         for pool in self._pools:
             pool.reset()
 
@@ -267,9 +294,9 @@ class EnvPool(Contender):
             pool.recv()
 
     def advance(self) -> int:
-        for _ in range(self.CALLS):
+        for _ in range(self._calls):
             self._step(self._width)
-        return (self.CALLS * len(self._pools) - 1) * self._width  # the call that resets is no step
+        return (self._calls * len(self._pools) - 1) * self._width  # the call that resets is no step
 
     def close(self) -> None:
         for pool in self._pools:
@@ -280,13 +307,13 @@ class EnvPool(Contender):
 class TutorialNet(nn.Module):
     """A torso for all tasks, a head for each. [B, 39], [B] -> action distribution [B, 4], value [B]."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.torso = nn.Sequential(
-            nn.Linear(METAWORLD.size, 512), nn.LayerNorm(512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
+            nn.Linear(OBSERVATION_SIZE, 512), nn.LayerNorm(512), nn.GELU(), nn.Linear(512, 512), nn.GELU()
         )
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(512, 128), nn.GELU(), nn.Linear(128, ACTION_SIZE + 1)) for _ in MT3
+            nn.Sequential(nn.Linear(512, 128), nn.GELU(), nn.Linear(128, ACTION_SIZE + 1)) for _ in range(num_tasks)
         )
 
     def forward(self, observation: Tensor, task_idx: Tensor) -> tuple[Normal, Tensor]:
@@ -300,6 +327,7 @@ class TutorialPPO(Contender):
     """PPO as in tutorials: one environment at a time, one step of each task in turn, including learning.
 
     Args:
+        tasks: learned together.
         reset_every_step: call ``env.reset()`` before every step, as published; otherwise only when an episode ends.
         num_threads: number of torch threads.
     """
@@ -307,12 +335,12 @@ class TutorialPPO(Contender):
     STEPS, EPOCHS, MINIBATCH = 500, 4, 512
     GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 
-    def __init__(self, reset_every_step: bool, num_threads: int) -> None:
+    def __init__(self, tasks: Tasks, reset_every_step: bool, num_threads: int) -> None:
         self._reset_every_step, self._num_threads = reset_every_step, num_threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._envs = [_make_mt1(name) for name in TASK_NAMES]
-        self._observation: list[np.ndarray | None] = [None] * len(MT3)
-        self._net = TutorialNet().to(self._device)
+        self._envs = [_make_mt1(name) for name in names_of(tasks)]
+        self._observation: list[np.ndarray | None] = [None] * len(tasks)
+        self._net = TutorialNet(len(tasks)).to(self._device)
         self._optimizer = torch.optim.Adam(self._net.parameters(), lr=3e-4)
         self._turn = 0
         self.setup = f"network on {self._device.type}"
@@ -337,7 +365,7 @@ class TutorialPPO(Contender):
     def _iterate(self, num_steps: int) -> None:
         rollout = []
         for _ in range(num_steps):
-            k = self._turn = (self._turn + 1) % len(MT3)
+            k = self._turn = (self._turn + 1) % len(self._envs)
             if self._reset_every_step or self._observation[k] is None:
                 self._observation[k], _ = self._envs[k].reset()
             observation = self._observation[k]
@@ -369,8 +397,8 @@ class TutorialPPO(Contender):
             next_value = self._net(following, task_idx)[1]
         gae = (reward + self.GAMMA * (1 - terminated) * next_value - value).tolist()
         decay = (self.GAMMA * self.LAMBDA * (1 - done)).tolist()
-        for t in reversed(range(len(gae) - len(MT3))):  # between two steps of a task come those of the others
-            gae[t] += decay[t] * gae[t + len(MT3)]
+        for t in reversed(range(len(gae) - len(self._envs))):  # between two steps of a task come those of the others
+            gae[t] += decay[t] * gae[t + len(self._envs)]
         advantage = self._tensor(gae)
         target = advantage + value
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)

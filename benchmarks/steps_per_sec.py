@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy and torch load; worker processes inherit it
 
@@ -28,7 +29,6 @@ import torch
 import tyro
 from baselines import (
     SEED,
-    TASK_NAMES,
     Contender,
     EnvPool,
     Floor,
@@ -37,9 +37,11 @@ from baselines import (
     GymParallelEnv,
     TorchRL,
     TutorialPPO,
+    names_of,
     random_actions,
 )
 from common import check_arguments, progress, provenance, run_benchmark, write_results
+from replay import Replay
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
@@ -47,18 +49,32 @@ from mtrl_vec.envs.processes import default_num_workers, deferred_interrupts
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import available_cores
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import MT3
+from mtrl_vec.tasks.suite import TASK_SETS
+from mtrl_vec.tasks.task import Task
 
-TARGETS = (
-    ("sim_1proc", "floor_1proc", 0.95),
-    ("sim_1proc", "envpool_1thread", 1.3),
-    ("parallel_env", "floor_parallel", 0.75),
-    ("parallel_env", "envpool_parallel", 1.2),
-    ("parallel_env", "gym_parallel_env", 12.0),
-    ("train", "tutorial_loop", 50.0),
-    ("train", "tutorial_fixed", 5.0),
-)
-"""What should be faster than what, and by which factor."""
+TARGETS = {
+    "MT3": (
+        ("sim_1proc", "floor_1proc", 0.95),
+        ("sim_1proc", "envpool_1thread", 1.3),
+        ("parallel_env", "floor_parallel", 0.75),
+        ("parallel_env", "envpool_parallel", 1.2),
+        ("parallel_env", "gym_parallel_env", 12.0),
+        ("train", "tutorial_loop", 50.0),
+        ("train", "tutorial_fixed", 5.0),
+    ),
+    "MT10": (
+        ("sim_1proc", "floor_1proc", 1.0),
+        ("sim_1proc", "envpool_1thread", 1.5),
+        ("parallel_env", "floor_parallel", 0.85),
+        ("parallel_env", "envpool_parallel", 1.3),
+    ),
+    "MT50": (("sim_1proc", "floor_1proc", 0.9),),
+}
+"""What should be faster than what, and by which factor, with the tasks of a suite."""
+ENVS_PER_WORKER = {"MT3": 96, "MT10": 240, "MT50": 500}
+"""Computing rewards costs the more, the more formulas there are, whatever the number of simulations."""
+WITH_EXPERTS = ("floor_1proc", "sim_1proc", "floor_parallel")
+"""Contenders that can start episodes where those of the experts did."""
 
 NAMES = (
     *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_parallel_env", "gym_async"),
@@ -70,6 +86,11 @@ NAMES = (
 class Args:
     """Measure environment steps per second and compare them with the targets."""
 
+    suite: Literal["MT3", "MT10", "MT50"] = "MT3"
+    """The tasks."""
+    actions: Literal["random", "expert"] = "random"
+    """What is done: random actions, or recorded ones of Meta-World's scripted experts, which touch things and so make
+    the physics slower. With experts only floor_1proc, sim_1proc and floor_parallel are measured."""
     quick: bool = False
     """A single short round, under a minute. Less accurate."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -83,14 +104,18 @@ class Args:
     num_workers: int | None = None
     """Processes of parallel_env and floor_parallel, threads of envpool_parallel. By default what suits the machine.
     train always runs with its own defaults."""
-    envs_per_worker: int = 96
-    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env; any number."""
+    envs_per_worker: int | None = None
+    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env; any number. By default
+    96 with MT3, 240 with MT10 and 500 with MT50."""
 
     def validate(self) -> None:
         """Raises InputError if something cannot be measured."""
         unknown = [name for name in self.only if name not in NAMES]
         if unknown:
             raise InputError(f"--only: no contender is called {unknown[0]!r}; there are {', '.join(NAMES)}")
+        impossible = [name for name in self.only if self.actions == "expert" and name not in WITH_EXPERTS]
+        if impossible:
+            raise InputError(f"--only {impossible[0]}: with --actions expert there are only {', '.join(WITH_EXPERTS)}")
         names = ("seconds", "rounds", "num_workers", "envs_per_worker")
         check_arguments(self.json, **{name: getattr(self, name) for name in names})
 
@@ -98,7 +123,7 @@ class Args:
         """The settings that the arguments mean."""
         return {
             "num_workers": self.num_workers or default_num_workers(),
-            "envs_per_worker": self.envs_per_worker,
+            "envs_per_worker": self.envs_per_worker or ENVS_PER_WORKER[self.suite],
             "rounds": self.rounds or (1 if self.quick else 5),
             "seconds": self.seconds or (0.25 if self.quick else 2.0),
         }
@@ -107,44 +132,61 @@ class Args:
 class Sim(Contender):
     """`SimBatch`, including resets."""
 
-    def __init__(self, num_slots: int) -> None:
-        self._sim = SimBatch(MT3, np.arange(num_slots) % len(MT3), seed=SEED, random_phase=True)
-        self._sim.reset()
+    def __init__(self, tasks: Sequence[Task], num_slots: int, replay: Replay | None = None) -> None:
+        options: dict[str, Any] = {"max_episode_steps": replay.length} if replay else {"random_phase": True}
+        self._sim = SimBatch(tasks, np.arange(num_slots) % len(tasks), seed=SEED, **options)
+        self._replay, self._vectors = replay, replay.vectors if replay else None
+        self._sim.reset(vectors=self._vectors)
         self._rng = np.random.default_rng(SEED)
+        if replay:
+            self.setup = f"{replay.success:.0%} of the experts' episodes succeed"
 
     def advance(self) -> int:
-        truncated = self._sim.step(random_actions(self._rng, self._sim.num_slots)).truncated
+        n = self._sim.num_slots
+        action = self._replay.actions[self._sim.elapsed[0]] if self._replay else random_actions(self._rng, n)
+        truncated = self._sim.step(action).truncated
         if truncated.any():
-            self._sim.reset(truncated)
-        return self._sim.num_slots
+            self._sim.reset(truncated, vectors=self._vectors)
+        return n
 
 
 class ParallelSim(TorchRL):
     """This package's vectorised environment, as in training."""
 
-    def __init__(self, num_workers: int, envs_per_worker: int) -> None:
-        super().__init__(
-            make_env(TASK_NAMES, num_workers=num_workers, envs_per_worker=envs_per_worker, seed=SEED, random_phase=True)
-        )
+    def __init__(self, tasks: Sequence[Task], num_workers: int, envs_per_worker: int) -> None:
+        names = names_of(tasks)
+        super().__init__(make_env(names, num_workers=num_workers, envs_per_worker=envs_per_worker, seed=SEED))
 
 
-def contenders(workers: int, slots: int, quick: bool) -> dict[str, Callable[[], Contender]]:
+def expert_contenders(tasks: Sequence[Task], workers: int, slots: int) -> dict[str, Callable[[], Contender]]:
+    """How to start each contender with recorded actions."""
+    replay = cache(lambda: Replay(tasks, slots))  # the same for both
+    return {
+        "floor_1proc": lambda: Floor(tasks, slots, replay=replay()),
+        "sim_1proc": lambda: Sim(tasks, slots, replay()),
+        "floor_parallel": lambda: FloorParallel(tasks, workers, slots, experts=True),
+    }
+
+
+def contenders(suite: str, workers: int, slots: int, quick: bool) -> dict[str, Callable[[], Contender]]:
     """How to start each contender, in the order of their turns."""
-    cores = available_cores()
+    cores, tasks = available_cores(), TASK_SETS[suite]
     widths = EnvPool.WIDTHS[1:2] if quick else EnvPool.WIDTHS  # trying several takes time
+    if len(tasks) > len(TASK_SETS["MT3"]):
+        widths = EnvPool.WIDTHS[:1] if len(tasks) > len(TASK_SETS["MT10"]) else EnvPool.WIDTHS[:2]  # for memory
     return {
         # First, because Gymnasium forks, and a fork keeps the pipes of everything that was started before.
-        "gym_async": GymAsync,
-        "floor_1proc": lambda: Floor(slots),
-        "sim_1proc": lambda: Sim(slots),
-        "envpool_1thread": lambda: EnvPool(1, widths),
-        "floor_parallel": lambda: FloorParallel(workers, slots),
-        "parallel_env": lambda: ParallelSim(workers, slots),
-        "envpool_parallel": lambda: EnvPool(workers, widths),
-        "gym_parallel_env": GymParallelEnv,
-        "tutorial_loop": lambda: TutorialPPO(reset_every_step=True, num_threads=cores),
-        "tutorial_fixed": lambda: TutorialPPO(reset_every_step=False, num_threads=cores),
-        "train": lambda: Train(iterations=4 if quick else 8, once=quick),
+        "gym_async": lambda: GymAsync(tasks),
+        "floor_1proc": lambda: Floor(tasks, slots),
+        "sim_1proc": lambda: Sim(tasks, slots),
+        "envpool_1thread": lambda: EnvPool(tasks, 1, widths),
+        "floor_parallel": lambda: FloorParallel(tasks, workers, slots),
+        "parallel_env": lambda: ParallelSim(tasks, workers, slots),
+        "envpool_parallel": lambda: EnvPool(tasks, workers, widths),
+        "gym_parallel_env": lambda: GymParallelEnv(tasks),
+        "tutorial_loop": lambda: TutorialPPO(tasks, reset_every_step=True, num_threads=cores),
+        "tutorial_fixed": lambda: TutorialPPO(tasks, reset_every_step=False, num_threads=cores),
+        "train": lambda: Train(suite, iterations=4 if quick else 8, once=quick),
     }
 
 
@@ -155,14 +197,15 @@ class Train(Contender):
     end of the second iteration, without the start-up.
 
     Args:
+        suite: the tasks.
         iterations: of a run.
         once: run only the first slice, and repeat its result.
     """
 
     TIMEOUT_SECONDS = 600
 
-    def __init__(self, iterations: int, once: bool) -> None:
-        self._iterations, self._once = iterations, once
+    def __init__(self, suite: str, iterations: int, once: bool) -> None:
+        self._suite, self._iterations, self._once = suite, iterations, once
         self._measured: float | None = None
 
     def warm_up(self) -> None:
@@ -177,7 +220,7 @@ class Train(Contender):
         with tempfile.TemporaryDirectory() as folder:
             run_dir, log = Path(folder, "run"), Path(folder, "log")
             frames = self._iterations * TrainConfig().frames_per_batch
-            command = [sys.executable, "-m", "mtrl_vec", "train", "--quiet"]
+            command = [sys.executable, "-m", "mtrl_vec", "train", "--quiet", "--tasks", self._suite]
             command += ["--run-dir", str(run_dir), "--total-frames", str(frames), "--eval-interval", "0"]
             environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
             with log.open("w") as output:
@@ -210,9 +253,10 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 class Report:
-    """What was measured."""
+    """What was measured. Args: the suite."""
 
-    def __init__(self) -> None:
+    def __init__(self, suite: str) -> None:
+        self._suite = suite
         self.rates: dict[str, list[float]] = {}
         """The rate in every round, by contender."""
         self.missing: dict[str, str] = {}
@@ -231,7 +275,7 @@ class Report:
 
     def targets(self) -> list[dict[str, object]]:
         rows = []
-        for name, other, factor in TARGETS:
+        for name, other, factor in TARGETS[self._suite]:
             ratio = None
             if name in self.rates and other in self.rates:
                 ratio = round(median(a / b for a, b in zip(self.rates[name], self.rates[other], strict=True)), 3)
@@ -241,13 +285,13 @@ class Report:
 
 
 def measure(
-    wanted: Sequence[str], quick: bool, num_workers: int, envs_per_worker: int, rounds: int, seconds: float
+    suite: str, starts: Mapping[str, Callable[[], Contender]], wanted: Sequence[str], rounds: int, seconds: float
 ) -> Report:
     """Start the contenders, measure them in turn, and end them whatever happens."""
-    report = Report()
+    report = Report(suite)
     running: dict[str, Contender] = {}
     try:
-        for name, start in contenders(num_workers, envs_per_worker, quick).items():
+        for name, start in starts.items():
             if name not in wanted:
                 continue
             progress(f"starting {name}")
@@ -306,7 +350,14 @@ def benchmark(args: Args) -> None:
     settings = args.settings()
     warnings.filterwarnings("ignore")  # of the other packages about their own defaults
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is closed then too
-    report = measure(args.only or NAMES, args.quick, **settings)
+    workers, slots = settings["num_workers"], settings["envs_per_worker"]
+    if args.actions == "expert":
+        starts = expert_contenders(TASK_SETS[args.suite], workers, slots)
+    else:
+        starts = contenders(args.suite, workers, slots, args.quick)
+    wanted = args.only or (WITH_EXPERTS if args.actions == "expert" else NAMES)
+    report = measure(args.suite, starts, wanted, settings["rounds"], settings["seconds"])
+    settings = {"suite": args.suite, "actions": args.actions, **settings}
     values = {name: report.value(name) for name in NAMES}
     about = provenance()
     print_report(report, values | settings | about.pop("machine") | about.pop("versions") | about)
