@@ -129,21 +129,27 @@ class ProfileCommand(TrainCommand):
 class EvalCommand:
     """Evaluate trained policies under Meta-World's official protocol: 50 goals per task and seed, mean action.
 
+    In Meta-World's own environments, which only its own tasks have.
+
     Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
     """
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}.")]
     seeds: tuple[int, ...] = (100,)
     """Seeds of Meta-World's goals, 1 or more; each is another 50 goals a task."""
+    num_workers: int | None = None
+    """Processes, each with a task and seed at a time. By default one per core. Results do not depend on it."""
     json: Path | None = None
     """Also write the results to this file."""
     quiet: bool = False
-    """Show nothing but the table."""
+    """Show nothing but the results, and no progress."""
 
 
 @dataclass(frozen=True)
 class PlotCommand:
     """Draw success and return of runs, over frames and over time. Runs that differ only in seed are one curve.
+
+    Of more than six tasks: mean success, the number of tasks at 98 %, and a small panel per task.
 
     Example: python -m mtrl_vec plot runs/a runs/b --out curves
     """
@@ -158,7 +164,7 @@ class PlotCommand:
 
 @dataclass(frozen=True)
 class VideoCommand:
-    """Film a policy on each of its tasks, side by side: its mean actions, on fresh goals.
+    """Film a policy on all of its tasks at once: its mean actions, on fresh goals.
 
     Example: python -m mtrl_vec video pretrained --out video
     """

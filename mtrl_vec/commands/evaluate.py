@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,50 +12,63 @@ from rich.table import Table
 from mtrl_vec.commands.arguments import EvalCommand
 from mtrl_vec.commands.output import check_json, write_json
 from mtrl_vec.errors import InputError
+from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
-from mtrl_vec.tasks.official import NUM_GOALS, check_seeds, evaluate
+from mtrl_vec.tasks.official import NUM_GOALS, check_seeds, check_tasks, evaluate
 
 
 def evaluate_checkpoints(command: EvalCommand) -> None:
-    """Evaluate checkpoints and print a table. Raises InputError."""
+    """Evaluate checkpoints; print a table of each, and write the results, as soon as they are there.
+
+    Raises:
+        InputError: a flag or checkpoint that does not work, or a task that is not Meta-World's.
+        WorkerDied: a process ended on its own.
+    """
     if not command.checkpoints:
         raise InputError("no checkpoint given: name one or more, for example runs/my-run or pretrained")
     check_json(command.json)
     check_seeds(command.seeds)
     policies = [load_policy(path) for path in command.checkpoints]
+    for policy in policies:
+        check_tasks(policy.tasks)
+    num_workers = available_cores() if command.num_workers is None else command.num_workers
+    console = Console()
     results: list[dict[str, Any]] = []
     for policy in policies:
-        if not command.quiet:
-            goals = f"{NUM_GOALS * len(command.seeds)} goals a task"
-            print(f"evaluating {policy.file}, trained for {policy.frames:,} frames, on {goals}", flush=True)
-        scores = evaluate(policy, command.seeds)
+        progress = ignore if command.quiet else show_progress
+        scores = evaluate(policy, command.seeds, num_workers, progress)
         about = {"checkpoint": str(policy.file), "frames": policy.frames, "seeds": list(command.seeds)}
         results.append(about | scores)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 160)  # in a file nothing has to be folded
-    console.print(make_table(results, command.seeds))
-    write_json(command.json, results)
+        goals = f"{NUM_GOALS * len(command.seeds)} goals a task"
+        heading = f"{policy.file}, trained for {policy.frames:,} frames, on {goals}"
+        console.print(heading, markup=False, highlight=False, soft_wrap=True)
+        console.print(make_table(scores, policy.tasks, command.seeds))
+        write_json(command.json, results)
 
 
-def make_table(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Table:
-    """Success rates with their intervals, and returns; a row per task and checkpoint, for narrow terminals as well."""
-    table = Table(
-        caption=f"success under Meta-World's protocol, seed {', '.join(map(str, seeds))}; Wilson 95 % intervals"
-    )
-    for heading in ("checkpoint", "task", "success", "95 %", "return"):
-        table.add_column(heading, justify="left" if heading in ("checkpoint", "task") else "right", overflow="fold")
-    for result in results:
-        name = result["checkpoint"]
-        for key in result:
-            if key.endswith("/success_rate"):
-                at = key.removesuffix("/success_rate")
-                interval = f"{result[f'{at}/success_low']:.2f}-{result[f'{at}/success_high']:.2f}"
-                success, episode_return = f"{result[key]:.3f}", f"{result[f'{at}/return']:,.0f}"
-                table.add_row(name, at.removeprefix("eval/"), success, interval, episode_return)
-                name = ""
-        interval = f"{result['eval/mean_success_low']:.2f}-{result['eval/mean_success_high']:.2f}"
-        table.add_row(
-            "", "mean", f"{result['eval/mean_success_rate']:.3f}", interval, "", style="bold", end_section=True
-        )
+def ignore(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def show_progress(done: int, total: int) -> None:
+    """Show how many tasks and seeds are done on standard error, in one line if that is a terminal."""
+    line = f"evaluated {done} of {total} tasks and seeds"
+    end = "\r" if sys.stderr.isatty() and done < total else "\n"
+    print(line, end=end, file=sys.stderr, flush=True)
+
+
+def make_table(scores: Mapping[str, float], tasks: Sequence[str], seeds: Sequence[int]) -> Table:
+    """Success rates with their intervals, and returns: a row per task, and the mean last; fits narrow terminals."""
+    caption = f"success under Meta-World's protocol, seed {', '.join(map(str, seeds))}; Wilson 95 % intervals"
+    table = Table(caption=caption)
+    table.add_column("task", no_wrap=True)
+    for heading in ("success", "95 %", "return"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in (*tasks, "mean"):
+        at = "eval/mean" if name == "mean" else f"eval/{name}"
+        rate = scores["eval/mean_success_rate" if name == "mean" else f"{at}/success_rate"]
+        separator = "_" if name == "mean" else "/"
+        low, high = (scores[f"{at}{separator}success_{end}"] for end in ("low", "high"))
+        episode_return = "" if name == "mean" else f"{scores[f'{at}/return']:,.0f}"
+        table.add_row(name, f"{rate:.3f}", f"{low:.2f}-{high:.2f}", episode_return, end_section=name == tasks[-1])
     return table
