@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
-# The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for a table of several (no spaces in names)
+# The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
 .PHONY: help install train eval has-run profile test test-slow check bench clean

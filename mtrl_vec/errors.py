@@ -18,7 +18,7 @@ class RunFailed(RuntimeError):
 
 
 class WorkerDied(RunFailed):
-    """A simulator process exited on its own. The message names it."""
+    """A worker process exited on its own. The message names it."""
 
 
 class Diverged(RunFailed):

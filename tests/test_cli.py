@@ -32,7 +32,7 @@ from processes import (
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "fly-v3"], "unknown task 'fly-v3': known tasks are reach-v3, push-v3, pick-place-v3"),
+        (["--tasks", "fly-v3"], "unknown task 'fly-v3': name a set (MT3, MT10, MT50) or tasks of MT50"),
         (["--tasks", "push", "push-v3"], "task 'push-v3' is given twice"),
         (["--total-frames", "0"], "total_frames is 0: it must be positive"),
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
@@ -142,7 +142,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         "torn": today | {"x": torch.zeros(9999)},
         "other": today | {"policy": {}, "frames": 1},
         "odd": today | {"config": None},
-        "newer": today | {"version": 3},
+        "newer": today | {"version": 4},
         "unnumbered": today | {"version": "2"},
         "old and odd": {"format": "mtrl_vec checkpoint 1", "config": None},
         "old and foreign": {"format": "mtrl_vec checkpoint 0", "config": None},
@@ -162,7 +162,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         ("other", "does not fit this version"),
         ("odd", "does not fit this version"),
         ("old and odd", "does not fit this version"),
-        ("newer", "does not fit this version of mtrl_vec (it has version 3 of the format, and this package reads up"),
+        ("newer", "does not fit this version of mtrl_vec (it has version 4 of the format, and this package reads up"),
     ]:
         assert main(["eval", str(tmp_path / f"{name}.pt")]) == 2, name
         err = capsys.readouterr().err

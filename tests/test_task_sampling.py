@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 
 from helpers import assert_same, make_policy, make_rollout, tiny_config
 from mtrl_vec.commands.cli import main
+from mtrl_vec.config import TrainConfig
 from mtrl_vec.config.sampling import (
     CurriculumConfig,
     DifficultyConfig,
@@ -51,6 +52,15 @@ def seen(
         frames=frames,
         episodes=np.full(3, episodes),
     )
+
+
+def test_the_least_probability_fits_any_number_of_tasks() -> None:
+    """As it was with three tasks; with more, all of them together keep three tenths."""
+    names = {"curriculum": "min_task_prob", "difficulty": "min_task_weight"}
+    for method in ("curriculum", "difficulty", "progress", "meta"):
+        for tasks, expected in (("MT3", 0.1), ("MT10", 0.03), ("MT50", 0.006)):
+            config = TrainConfig.of(tasks=[tasks], sampling=method)
+            assert getattr(config.sampling, names.get(method, "min_task_prob")) == pytest.approx(expected)
 
 
 def test_uniform_leaves_everything_as_it_is() -> None:

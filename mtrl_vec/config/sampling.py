@@ -44,19 +44,19 @@ class CurriculumConfig(UniformConfig):
     """Success rate at which a task is done."""
     curriculum_frames: int | None = None
     """Environment steps after which it is done in any case."""
-    min_task_prob: float = 0.1
-    """Probability of each task that is done."""
+    min_task_prob: float | None = None
+    """Probability of each task that is done. By default 0.1, and with K > 3 tasks 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("curriculum_frames",), fraction=("curriculum_success", "min_task_prob"))
 
     def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
         """See `UniformConfig.for_tasks`."""
-        _check_least(self, "min_task_prob", tasks)
+        least = _least(self, "min_task_prob", tasks)
         order = tasks if self.curriculum is None else tuple(task.name for task in resolve_tasks(self.curriculum))
         problem = f"must be an order of {', '.join(tasks)}"
         require(sorted(order) == sorted(tasks), "curriculum", ", ".join(order), problem)
-        return dataclasses.replace(self, curriculum=order)
+        return dataclasses.replace(self, curriculum=order, min_task_prob=least)
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,15 @@ class DifficultyConfig(UniformConfig):
     """Measure of difficulty. success: one minus the success rate. loss: how slowly the critic's loss falls."""
     temperature: float = 1.0
     """Flattens the weights; 1 is in proportion to what fails."""
-    min_task_weight: float = 0.1
-    """Least weight of a task; all weights sum to 1."""
+    min_task_weight: float | None = None
+    """Least weight of a task; all weights sum to 1. By default 0.1, and with K > 3 tasks 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("temperature",), fraction=("min_task_weight",))
 
     def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
         """See `UniformConfig.for_tasks`."""
-        _check_least(self, "min_task_weight", tasks)
-        return self
+        return dataclasses.replace(self, min_task_weight=_least(self, "min_task_weight", tasks))
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,15 @@ class ProgressConfig(UniformConfig):
     keeps_tasks: ClassVar[bool] = False
     temperature: float = 1.0
     """Flattens the probabilities."""
-    min_task_prob: float = 0.1
-    """Least probability of a task."""
+    min_task_prob: float | None = None
+    """Least probability of a task. By default 0.1, and with K > 3 tasks 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("temperature",), fraction=("min_task_prob",))
 
     def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
         """See `UniformConfig.for_tasks`."""
-        _check_least(self, "min_task_prob", tasks)
-        return self
+        return dataclasses.replace(self, min_task_prob=_least(self, "min_task_prob", tasks))
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,10 @@ def make_sampling_config(name: str, **settings: Any) -> SamplingConfig:
     return SAMPLING_CONFIGS[name](**settings)
 
 
-def _check_least(config: SamplingConfig, name: str, tasks: tuple[str, ...]) -> None:
+def _least(config: SamplingConfig, name: str, tasks: tuple[str, ...]) -> float:
+    """The least probability or weight of a task, checked, or its default."""
     k, value = len(tasks), getattr(config, name)
+    if value is None:
+        return 0.1 if k <= 3 else 0.3 / k
     require(value * k <= 1, name, value, f"must be at most 1/{k}, since there are {k} tasks")
+    return float(value)

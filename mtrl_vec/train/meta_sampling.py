@@ -52,6 +52,8 @@ class Meta(Random):
     def __init__(self, config: MetaConfig, tasks: tuple[str, ...], seed: int = 1) -> None:
         super().__init__(config, tasks)
         self._config = config
+        assert config.min_task_prob is not None  # settings of a run are resolved
+        self._least = config.min_task_prob
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.controller = MetaController(3 * self.num_tasks, self.num_tasks)
@@ -73,7 +75,7 @@ class Meta(Random):
         with torch.no_grad():
             chosen = torch.softmax(self.controller(torch.tensor(self._seen, dtype=torch.float32)), 0)
         exact = chosen.double().numpy()
-        self.task_probs = with_floor(exact / exact.sum(), self._config.min_task_prob)
+        self.task_probs = with_floor(exact / exact.sum(), self._least)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Uniform.state_dict`."""

@@ -122,6 +122,8 @@ class Curriculum(Uniform):
     def __init__(self, config: CurriculumConfig, tasks: tuple[str, ...]) -> None:
         super().__init__(config, tasks)
         self._config = config
+        assert config.min_task_prob is not None  # settings of a run are resolved
+        self._least = config.min_task_prob
         self._order = [tasks.index(name) for name in config.curriculum or tasks]
         self._stage, self._stage_began = 0, 0
         self._set_probs()
@@ -143,8 +145,8 @@ class Curriculum(Uniform):
         if self._stage < len(self._order):
             done = self._order[: self._stage]
             probs[:] = 0.0
-            probs[done] = self._config.min_task_prob
-            probs[self._order[self._stage]] = 1 - self._config.min_task_prob * len(done)
+            probs[done] = self._least
+            probs[self._order[self._stage]] = 1 - self._least * len(done)
         self.task_probs = probs
 
 
@@ -161,6 +163,8 @@ class Difficulty(Uniform):
     def __init__(self, config: DifficultyConfig, tasks: tuple[str, ...]) -> None:
         super().__init__(config, tasks)
         self._config = config
+        assert config.min_task_weight is not None  # settings of a run are resolved
+        self._least = config.min_task_weight
         self._losses = np.full((2, self.num_tasks), np.nan)  # of the iteration before, and of the one before that
 
     def update(self, statistics: TaskStatistics) -> None:
@@ -171,7 +175,7 @@ class Difficulty(Uniform):
             self._losses = np.stack([statistics.critic_loss, self._losses[0]])
             ratios = np.nan_to_num(self._losses[0] / self._losses[1], nan=1.0, posinf=1.0)
             weights = softmax(ratios / self._config.temperature)
-        self.task_weights = with_floor(weights, self._config.min_task_weight)
+        self.task_weights = with_floor(weights, self._least)
 
 
 class LearningProgress(Random):
@@ -186,9 +190,11 @@ class LearningProgress(Random):
     def __init__(self, config: ProgressConfig, tasks: tuple[str, ...]) -> None:
         super().__init__(config, tasks)
         self._config = config
+        assert config.min_task_prob is not None  # settings of a run are resolved
+        self._least = config.min_task_prob
 
     def update(self, statistics: TaskStatistics) -> None:
         """Follow the current progress."""
         progress = np.abs(statistics.learning_progress)
         probs = softmax(progress / (PROGRESS_UNIT * self._config.temperature))
-        self.task_probs = with_floor(probs, self._config.min_task_prob)
+        self.task_probs = with_floor(probs, self._least)
