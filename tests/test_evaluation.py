@@ -55,6 +55,7 @@ class Experts:
         pass
 
 
+@pytest.mark.slow
 def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
     experts, calls = Experts(TASK_NAMES), []
     results = official.evaluate(experts, [3], progress=lambda *call: calls.append(call))
