@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl_vec.tasks.task import Array, RewardInputs
-from mtrl_vec.tasks.terms import distance, hamacher, length, log_floor, point, tolerance
+from mtrl_vec.tasks.terms import distance, hamacher, length, log_floor, point, rounded_as_summed, tolerance
 
 Result = tuple[Array, NDArray[np.bool_]]
 
@@ -30,8 +30,8 @@ def reach(s: RewardInputs) -> Result:
 def push(s: RewardInputs) -> Result:
     """Push the puck to a goal on the table. ``SawyerPushEnvV3``."""
     to_goal, in_place = _placement(s, s.goal)
-    reward = 2 * s.grasp
-    reward = np.where(_holds(s, 0.02), 2 * reward + 1 + 5 * in_place, reward)
+    reward, held = 2 * s.grasp, _holds(s, 0.02)
+    reward = rounded_as_summed(np.where(held, 2 * reward + 1 + 5 * in_place, reward), s, held)
     return np.where(to_goal < 0.05, 10.0, reward), to_goal <= 0.05
 
 
@@ -70,7 +70,7 @@ def _past_wall(s: RewardInputs, reward: Array, part_1: Array, held: NDArray[np.b
     """Towards a midpoint before the wall, then from it to the goal."""
     _, part_2 = _placement(s, s.goal)
     behind = np.where(s.obj[:, 1] > 0.75, 5 + 3 * part_2, 1 + 4 * part_1)
-    return np.where(held, reward + behind, reward)
+    return rounded_as_summed(np.where(held, reward + behind, reward), s, held)
 
 
 def carry(s: RewardInputs) -> Result:
