@@ -21,8 +21,6 @@ from mtrl_vec.tasks.task import (
     Task,
 )
 
-# -- Buttons.
-
 
 def _button(
     name: str,

@@ -37,7 +37,7 @@ _COFFEE: dict[str, float | Point] = {
     **{"scale": (2.0, 2.0, 1.0), "up": (0.0, 0.0, 1.0), "unscaled": 1.0},
     **{"hold": 0.04, "lift": rewards.ANY_HEIGHT, "gain": 5.0, "success": 0.07},
 }
-_BODY_HEIGHT, _GEOM_HEIGHT = ("body", "obj"), ("geom", "objGeom")
+_BODY_HEIGHT = ("body", "obj")
 
 
 # -- Onto, into, out of and off something.
