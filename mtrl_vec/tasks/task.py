@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, Protocol
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ NO_ORIENTATION = Orientation("constant")
 _OBJECT, _OBJECT_GEOM = Position("body", "obj"), Orientation("geom", "objGeom")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RewardInputs:
     """What rewards are computed from, after the step. Rows of one formula, whichever their tasks."""
 
@@ -103,11 +104,11 @@ class RewardInputs:
 
     def rows(self, rows: slice, params: Mapping[str, Array]) -> RewardInputs:
         """Views of some of the rows, with parameters of their own."""
-        arrays = {field.name: getattr(self, field.name)[rows] for field in _ARRAYS}
-        return RewardInputs(**arrays, params=params)
+        values: list[Any] = [array[rows] for array in _arrays(self)]
+        return RewardInputs(*values, params)  # type: ignore[call-arg]  # by position, which is quicker
 
 
-_ARRAYS = fields(RewardInputs)[:-1]
+_arrays = attrgetter(*(field.name for field in fields(RewardInputs)[:-1]))
 
 RewardFn = Callable[[RewardInputs], tuple[Array, NDArray[np.bool_]]]
 """Reward [n] and success [n]. Tasks with the same function are computed in one call, parameters as columns."""
