@@ -45,9 +45,10 @@ from replay import Replay
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
-from mtrl_vec.envs.processes import default_num_workers, deferred_interrupts
+from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import available_cores
+from mtrl_vec.processes import deferred_interrupts
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import TASK_SETS
 from mtrl_vec.tasks.task import Task

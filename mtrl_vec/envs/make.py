@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mtrl_vec.envs.metaworld import DEFAULT_TASKS, MetaWorldEnv
 from mtrl_vec.envs.pool import SimulatorPool
-from mtrl_vec.envs.processes import default_num_workers
 from mtrl_vec.errors import InputError, first_line
+from mtrl_vec.machine import available_cores
 from mtrl_vec.tasks.suite import MT50, resolve_tasks
 from mtrl_vec.tasks.task import MAX_EPISODE_STEPS, Task
 
@@ -69,6 +69,15 @@ def make_env(
     counts = _spread(num_workers * envs_per_worker if num_envs is None else num_envs, num_workers)
     own = [{"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)]
     return SimulatorPool(MetaWorldEnv, [common | {"num_rows": max(counts)} | worker for worker in own])
+
+
+def default_num_workers() -> int:
+    """One worker per core; with more than two cores, one of them is left to the learner.
+
+    On 2 cores, two workers beat both one and three: see benchmarks/results/README.md.
+    """
+    cores = available_cores()
+    return cores if cores <= 2 else cores - 1
 
 
 def _check_sendable(task: Task) -> None:

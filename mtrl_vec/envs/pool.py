@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
-from mtrl_vec.envs.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.errors import InputError, WorkerDied
+from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.timing import Timer
 
 

@@ -81,8 +81,7 @@ class SimBatch:
         self.tasks = tuple(tasks)
         self.task_idx = np.array(task_idx, dtype=np.int64)
         self.num_slots, self.max_episode_steps = len(self.task_idx), max_episode_steps
-        self.random_phase, self.rest_after_success = random_phase, rest_after_success
-        self.fresh_starts = fresh_starts
+        self.random_phase, self.rest_after_success, self.fresh_starts = random_phase, rest_after_success, fresh_starts
         self._fixed = None if goals_seed is None else fixed_vectors(tasks, goals_seed)
         self._cumulative_probs: Array | None = None
         self._first_slot = first_slot
@@ -100,7 +99,7 @@ class SimBatch:
         self.elapsed = np.zeros(n, dtype=np.int64)
         """[n] steps taken in the current episode."""
         self.observation = np.zeros((n, OBSERVATION_SIZE))
-        """[n, 39] the latest observations."""
+        """[n, 39]"""
         self._previous_frame = np.zeros((n, FRAME_SIZE))  # not clipped
         self._fresh = np.ones(n, dtype=bool)  # never reset so far
         self._resting = np.zeros(n, dtype=bool)
@@ -198,8 +197,7 @@ class SimBatch:
         self.elapsed[slot] = rng.integers(self.max_episode_steps) if phased else 0
         self._fresh[slot] = self._resting[slot] = self._touching[slot] = False
         rows = self.state[slot], self._readings.raw[slot], self._kept[slot], self._fixture[slot]
-        saved = self._starts.get(k, vector)
-        if saved is not None:
+        if self.tasks[k].settles and (saved := self._starts.get(k, vector)) is not None:
             for row, value in zip(rows, saved, strict=True):
                 row[:] = value
             return
@@ -298,5 +296,5 @@ class SimBatch:
         goal = np.minimum(np.maximum(self._kept[:, scoring.GOAL], plan.goal_low), plan.goal_high)
         observation = np.concatenate([frame, self._previous_frame, goal], axis=1)
         for hand in (observation[:, 0:3], observation[:, FRAME_SIZE : FRAME_SIZE + 3]):
-            np.minimum(np.maximum(hand, scoring.HAND_LOW), scoring.HAND_HIGH, out=hand)
+            np.minimum(np.maximum(hand, scoring.OBSERVED_HAND_LOW), scoring.OBSERVED_HAND_HIGH, out=hand)
         return observation

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtrl_vec.errors import InputError
 from mtrl_vec.sim.rotation import quaternions
-from mtrl_vec.sim.world import World
+from mtrl_vec.sim.world import TIPS, World
 from mtrl_vec.tasks.layout import FRAME_SIZE
 from mtrl_vec.tasks.task import MAX_POINTS, Array, Position, Task
 from mtrl_vec.tasks.terms import distance
@@ -26,7 +26,7 @@ Indices = NDArray[np.intp]
 # What is read, in this order: positions [3] each, then the rotation, as a matrix or quaternion, and a quaternion.
 _ARM = (
     *(("body", "hand"), ("body", "rightclaw"), ("body", "leftclaw"), ("body", "leftpad"), ("body", "rightpad")),
-    *(("site", "rightEndEffector"), ("site", "leftEndEffector")),
+    *(("site", tip) for tip in TIPS),
 )
 HAND, RIGHT_CLAW, LEFT_CLAW, LEFT_PAD, RIGHT_PAD, RIGHT_TIP, LEFT_TIP, OBJECT, SECOND = (
     slice(3 * i, 3 * i + 3) for i in range(len(_ARM) + 2)
@@ -34,7 +34,6 @@ HAND, RIGHT_CLAW, LEFT_CLAW, LEFT_PAD, RIGHT_PAD, RIGHT_TIP, LEFT_TIP, OBJECT, S
 POINTS = slice(27, 27 + 3 * MAX_POINTS)
 _ROTATION = slice(POINTS.stop, POINTS.stop + 9)
 _SECOND_QUAT = slice(_ROTATION.stop, _ROTATION.stop + 4)
-_NUM_READ = _SECOND_QUAT.stop
 
 _QUAT_ENTRIES, _SECOND_ENTRIES, _SECOND_QUAT_ENTRIES = slice(7, 11), slice(11, 14), slice(14, 18)
 
@@ -54,10 +53,8 @@ class _Sources:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows to read: slots in some order, and where in the raw numbers each finds what its task reads."""
+    """Rows to read: where in the raw numbers each slot, in some order, finds what its task reads."""
 
-    slots: Indices
-    """[n]"""
     index: Indices
     """[n, M] into the flat raw numbers."""
     joint_index: Indices
@@ -168,7 +165,6 @@ class Readings:
         matrix = self._is_matrix[task_idx]
         adjusted = [(self._tasks[k], np.flatnonzero(task_idx == k)) for k in self._adjusted]
         return Selection(
-            slots,
             slots[:, None] * self.raw.shape[1] + self._columns[task_idx],
             slots * state_size + self._joints[task_idx],
             self._offsets[task_idx],

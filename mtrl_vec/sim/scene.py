@@ -5,10 +5,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from mtrl_vec.sim.world import World
+from mtrl_vec.sim.world import TIPS, World
 from mtrl_vec.tasks.task import Array, Start, Task
-
-_TIPS = ("rightEndEffector", "leftEndEffector")
 
 
 class Scene:
@@ -21,7 +19,7 @@ class Scene:
     def __init__(self, world: World, task: Task) -> None:
         self.world, self.task = world, task
         self._settled = None if task.settles else world.settled(task.hand_init)
-        self._tips = [world.id("site", name) for name in _TIPS]
+        self._tips = [world.id("site", name) for name in TIPS]
         self._ids: dict[tuple[str, str], int] = {}
         self._positions = {"body": world.data.xpos, "site": world.data.site_xpos, "geom": world.data.geom_xpos}
         self.init_tcp = np.zeros(3)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from mtrl_vec.errors import InputError
 from mtrl_vec.sim.readings import LEFT_PAD, LEFT_TIP, POINTS, RIGHT_PAD, RIGHT_TIP, Indices
-from mtrl_vec.tasks.task import MAX_POINTS, Array, Grasp, RewardFn, RewardInputs, Task
+from mtrl_vec.tasks.task import MAX_POINTS, Array, RewardFn, RewardInputs, Task
 
 # What is kept of an episode's start: positions [3] each.
 GOAL, INIT_TCP, INIT_OBJ, INIT_SECOND, FIRST_OBJ = (slice(3 * i, 3 * i + 3) for i in range(5))
 NUM_KEPT = FIRST_OBJ.stop
 
-HAND_LOW, HAND_HIGH = np.array([-0.525, 0.348, -0.0525]), np.array([0.525, 1.025, 0.7])
+OBSERVED_HAND_LOW, OBSERVED_HAND_HIGH = np.array([-0.525, 0.348, -0.0525]), np.array([0.525, 1.025, 0.7])
 """Bounds of the hand in observations (``SawyerXYZEnv._HAND_SPACE``)."""
 
 
@@ -63,7 +63,7 @@ class Scorer:
         self._rank = np.empty(len(tasks), dtype=np.intp)  # position of each task in the order of formulas
         self._rank[sorted_tasks] = np.arange(len(tasks))
         self._grasps = _formulas(tasks, sorted_tasks, lambda task: task.grasp)
-        self._rewards = _formulas(tasks, sorted_tasks, lambda task: Grasp(task.reward, task.params))  # type: ignore[arg-type]
+        self._rewards = _formulas(tasks, sorted_tasks, lambda task: (task.reward, task.params))
 
     def order(self, task_idx: NDArray[np.int64]) -> Order:
         """Order slots with these tasks [n]."""
@@ -92,7 +92,7 @@ class Scorer:
         """
         n = len(read)
         whole = RewardInputs(
-            hand=np.minimum(np.maximum(frame[:, :3], HAND_LOW), HAND_HIGH),
+            hand=np.minimum(np.maximum(frame[:, :3], OBSERVED_HAND_LOW), OBSERVED_HAND_HIGH),
             gripper_open=frame[:, 3],
             obj=frame[:, 4:7],
             quat=frame[:, 7:11],
@@ -127,25 +127,31 @@ class _Formula(NamedTuple):
     params: dict[str, Array]  # [K, ...]
 
 
+_Parts = tuple[Callable[..., Any], Mapping[str, Any]]  # a function and its parameters
+
+
 def _formulas(
-    tasks: Sequence[Task], sorted_tasks: Sequence[int], get: Callable[[Task], Grasp | None]
+    tasks: Sequence[Task],
+    sorted_tasks: Sequence[int],
+    get: Callable[[Task], _Parts | None],
 ) -> list[_Formula]:
     """Formulas in the order of tasks, with the parameters of all their tasks as columns [K, ...]."""
     found: list[_Formula] = []
     for rank, k in enumerate(sorted_tasks):
-        grasp = get(tasks[k])
-        if grasp is None:
+        formula = get(tasks[k])
+        if formula is None:
             continue
-        if not found or found[-1].function is not grasp.function:
+        function, params = formula
+        if not found or found[-1].function is not function:
             first = tasks[k]
-            empty = {name: np.zeros((len(tasks), *np.shape(value))) for name, value in grasp.params.items()}
-            found.append(_Formula(grasp.function, rank, rank, empty))
-        if found[-1].params.keys() != grasp.params.keys():
+            empty = {name: np.zeros((len(tasks), *np.shape(value))) for name, value in params.items()}
+            found.append(_Formula(function, rank, rank, empty))
+        if found[-1].params.keys() != params.keys():
             raise InputError(
                 f"tasks {first.name} and {tasks[k].name} share a reward function, but not the names of its params: "
-                f"{', '.join(found[-1].params) or 'none'} and {', '.join(grasp.params) or 'none'}"
+                f"{', '.join(found[-1].params) or 'none'} and {', '.join(params) or 'none'}"
             )
-        for name, value in grasp.params.items():
+        for name, value in params.items():
             found[-1].params[name][k] = value
         found[-1] = found[-1]._replace(end=rank + 1)
     return found

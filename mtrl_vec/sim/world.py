@@ -25,6 +25,9 @@ FRAME_SKIP = 5
 STEP_SECONDS = FRAME_SKIP * 0.0025
 """Simulated time of an environment step, with the timestep that all of Meta-World's models have."""
 
+TIPS = ("rightEndEffector", "leftEndEffector")
+"""Sites of the finger tips, between which the tool centre is."""
+
 _MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
 _SETTLING_STEPS = 50
 

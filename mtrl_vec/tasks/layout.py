@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,13 +46,10 @@ METAWORLD = ObservationLayout(
     goal=slice(36, 39),
 )
 """With one object, as in most tasks."""
-METAWORLD_TWO_OBJECTS = ObservationLayout(
-    size=OBSERVATION_SIZE,
+METAWORLD_TWO_OBJECTS = replace(
+    METAWORLD,
     frame=slice(0, FRAME_SIZE),
     previous_frame=slice(FRAME_SIZE, 2 * FRAME_SIZE),
-    hand=slice(0, 3),
-    object=slice(4, 7),
-    goal=slice(36, 39),
     second=slice(11, 14),
 )
 """With the second object of hammer, stick-push and stick-pull."""

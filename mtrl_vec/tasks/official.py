@@ -14,13 +14,11 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
 from typing import NamedTuple, Protocol
 
 import gymnasium as gym
@@ -32,13 +30,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mtrl_vec.errors import InputError, WorkerDied
+from mtrl_vec.processes import START_METHOD, deferred_interrupts
 
 NUM_GOALS = 50
 MAX_SEED = 2**32 - len(ALL_V3_ENVIRONMENTS)
 """Seeds have 32 bits, and task ``k``, of up to all of Meta-World's, gets the goals of ``seed + k``."""
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-"""How processes start. A fork server imports everything once, for all of them."""
-
 Progress = Callable[[int, int], object]
 """Is told how many units are done, of how many."""
 
@@ -253,7 +249,7 @@ def _run_in_processes(
     others, done = set(multiprocessing.active_children()), 0
     executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context(START_METHOD), _start_worker)
     try:
-        with _interrupts_blocked():
+        with deferred_interrupts():
             futures = [executor.submit(_run_pickled, pickled, unit) for unit in units]
         for future in as_completed(futures):
             future.result()
@@ -272,17 +268,6 @@ def _run_in_processes(
 
 def _run_pickled(policy: bytes, unit: Unit) -> dict[str, float]:
     return run_unit(pickle.loads(policy), unit)
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: a terminal sends it to all, but the parent decides when they end."""
-    resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _start_worker() -> None:

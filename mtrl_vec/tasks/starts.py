@@ -104,7 +104,6 @@ def set_fixture(
     *,
     goal: Measure,
     obj: Measure,
-    second: Measure | None = None,
     slide: float | None = None,
     still: bool = True,
     forward: bool = False,
@@ -113,7 +112,7 @@ def set_fixture(
     """The fixture is in place; set its own joint.
 
     Args:
-        goal, obj, second: positions, measured after it.
+        goal, obj: positions, measured after it.
         slide: position of the first joint after the arm's (``_set_obj_xyz`` of most fixtures).
         still: stop it.
         forward, steps: what happens where there is no joint to set.
@@ -124,7 +123,7 @@ def set_fixture(
         scene.forward()
     if slide is not None:
         scene.set_state(_ARM, slide, _SLIDE if still else _NOTHING)
-    return Start(goal(scene, vector), obj(scene, vector), None if second is None else second(scene, vector))
+    return Start(goal(scene, vector), obj(scene, vector))
 
 
 def slide_window(scene: Scene, vector: Array, *, slide: float, goal: Measure, obj: Measure, second: Measure) -> Start:
@@ -136,9 +135,16 @@ def slide_window(scene: Scene, vector: Array, *, slide: float, goal: Measure, ob
 
 def turn_dial(scene: Scene, vector: Array) -> Start:
     """``SawyerDialTurnEnvV3``: the dial's positions are old, its angle is not."""
-    angle = scene.joint("knob_Joint_1")
-    knob = scene.position("body", "dial") + np.array([np.sin(angle), -np.cos(angle), 0.0]) * 0.05
+    (knob,) = dial_knob(scene.position("body", "dial")[None], np.array([scene.joint(DIAL_JOINT)]))
     return Start(vector + np.array([0.0, 0.03, 0.03]), knob + np.array([0.05, 0.02, 0.09]))
+
+
+DIAL_JOINT = "knob_Joint_1"
+
+
+def dial_knob(dial: Array, angle: Array) -> Array:
+    """Where a dial's knob is, 5 cm from its axis: [n, 3], [n] -> [n, 3]."""
+    return dial + np.stack([np.sin(angle), -np.cos(angle), np.zeros_like(angle)], axis=1) * 0.05
 
 
 def place_mug(scene: Scene, vector: Array, *, mug: Measure, goal: Measure) -> Start:

@@ -78,22 +78,14 @@ def resolve_tasks(names: Iterable[str | Task]) -> tuple[Task, ...]:
         for task in [name] if isinstance(name, Task) else _look_up(name):
             label = name.name if isinstance(name, Task) else name
             if task.name in origin:
-                first = origin[task.name]
-                which = (
-                    "twice"
-                    if label == first or not {label, first} & TASK_SETS.keys()
-                    else f"and is in {_set(label, first)}"
-                )
+                named = [name for name in (label, origin[task.name]) if name.upper() in TASK_SETS]
+                which = f"and is in {named[0]}" if named else "twice"
                 raise InputError(f"task {task.name!r} is given {which}: name each task once")
             origin[task.name] = label
             found.append(task)
     if not found:
         raise InputError(f"no task given: name a set ({', '.join(TASK_SETS)}) or tasks, for example reach-v3")
     return tuple(found)
-
-
-def _set(label: str, first: str) -> str:
-    return label if label in TASK_SETS else first
 
 
 def _look_up(name: str) -> Sequence[Task]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.envs.processes import default_num_workers
+from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.learn.device import resolve_device
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from mtrl_vec.tasks.catalog.common import STARTS_LOW, at_drawn, model, quaternion, shifted, single
+from mtrl_vec.tasks.catalog.common import HAND_INIT_NEAR, at_drawn, model, quaternion, shifted, single
 from mtrl_vec.tasks.draw import Draw
 from mtrl_vec.tasks.rewards import fixtures as rewards
 from mtrl_vec.tasks.starts import at, drawn, place_mug, set_fixture
@@ -49,7 +49,7 @@ def _button(
         orientation=quaternion("button"),
         fixture="box",
         place_fixture=at_drawn,
-        hand_init=single(STARTS_LOW),
+        hand_init=single(HAND_INIT_NEAR),
     )
 
 
@@ -94,5 +94,5 @@ COFFEE_BUTTON = Task(
     orientation=Orientation("constant", constant=(1.0, 0.0, 0.0, 0.0)),
     fixture="coffee_machine",
     place_fixture=at_drawn,
-    hand_init=STARTS_LOW,
+    hand_init=HAND_INIT_NEAR,
 )

@@ -8,9 +8,9 @@ import numpy as np
 
 from mtrl_vec.tasks.catalog.common import (
     CARRY_AXES,
+    HAND_INIT_NEAR,
     PUCK_HIGH,
     PUCK_LOW,
-    STARTS_LOW,
     at_drawn,
     at_drawn_goal,
     model,
@@ -30,7 +30,7 @@ from mtrl_vec.tasks.starts import (
     slide_plate,
     sweep_off_table,
 )
-from mtrl_vec.tasks.task import HAND_INIT_POS, Array, Orientation, Point, Position, Task
+from mtrl_vec.tasks.task import HAND_INIT_POS, Array, FixtureFn, Orientation, Point, Position, Task
 from mtrl_vec.tasks.terms import REACHING, SPARSE, caging, side_caging
 
 _COFFEE: dict[str, float | Point] = {
@@ -170,38 +170,29 @@ def _machine_behind_goal(vector: Array, _model_pos: Array) -> Array:
     return vector[-3:] + np.array([0.0, 0.22, 0.0])
 
 
-_PULL_OBJ_LOW, _PULL_OBJ_HIGH = (-0.05, 0.7, -0.001), (0.05, 0.75, 0.001)
-_PULL_LOW, _PULL_HIGH = (-0.1, 0.55, -0.001), (0.1, 0.65, 0.001)
-COFFEE_PULL = Task(
-    "coffee-pull-v3",
-    model("coffee"),
-    Draw(_PULL_OBJ_LOW + _PULL_LOW, _PULL_OBJ_HIGH + _PULL_HIGH, 0.15),
-    _PULL_LOW,
-    _PULL_HIGH,
-    partial(place_mug, mug=drawn(), goal=drawn_goal),
-    rewards.carry,
-    params=_COFFEE,
-    grasp=caging(0.02, 0.05, 0.05, effort=0.7, density=REACHING, reach=0.04),
-    orientation=Orientation("geom", "mug"),
-    fixture="coffee_machine",
-    place_fixture=_machine_behind_mug,
-    hand_init=STARTS_LOW,
-)
-COFFEE_PUSH = Task(
-    "coffee-push-v3",
-    model("coffee"),
-    Draw(_PULL_LOW + _PULL_OBJ_LOW, _PULL_HIGH + _PULL_OBJ_HIGH, 0.15),
-    _PULL_OBJ_LOW,
-    _PULL_OBJ_HIGH,
-    partial(place_mug, mug=drawn(), goal=drawn_goal),
-    rewards.carry,
-    params=_COFFEE,
-    grasp=caging(0.02, 0.05, 0.05, effort=0.7, density=REACHING, reach=0.04),
-    orientation=Orientation("geom", "mug"),
-    fixture="coffee_machine",
-    place_fixture=_machine_behind_goal,
-    hand_init=STARTS_LOW,
-)
+def _coffee(name: str, mug: tuple[Point, Point], goal: tuple[Point, Point], machine: FixtureFn) -> Task:
+    (mug_low, mug_high), (low, high) = mug, goal
+    return Task(
+        name,
+        model("coffee"),
+        Draw(mug_low + low, mug_high + high, 0.15),
+        low,
+        high,
+        partial(place_mug, mug=drawn(), goal=drawn_goal),
+        rewards.carry,
+        params=_COFFEE,
+        grasp=caging(0.02, 0.05, 0.05, effort=0.7, density=REACHING, reach=0.04),
+        orientation=Orientation("geom", "mug"),
+        fixture="coffee_machine",
+        place_fixture=machine,
+        hand_init=HAND_INIT_NEAR,
+    )
+
+
+_BY_MACHINE: tuple[Point, Point] = ((-0.05, 0.7, -0.001), (0.05, 0.75, 0.001))
+_BY_ROBOT: tuple[Point, Point] = ((-0.1, 0.55, -0.001), (0.1, 0.65, 0.001))
+COFFEE_PULL = _coffee("coffee-pull-v3", _BY_MACHINE, _BY_ROBOT, _machine_behind_mug)
+COFFEE_PUSH = _coffee("coffee-push-v3", _BY_ROBOT, _BY_MACHINE, _machine_behind_goal)
 
 # -- Plates.
 

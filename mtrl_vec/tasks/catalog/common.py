@@ -39,8 +39,8 @@ def at_drawn_goal(vector: Array, _model_pos: Array) -> Array:
     return vector[-3:]
 
 
-STARTS_LOW: Point = (0.0, 0.4, 0.2)
-"""Where the hand starts in 14 tasks."""
+HAND_INIT_NEAR: Point = (0.0, 0.4, 0.2)
+"""Where the hand starts in 14 tasks, nearer to the robot."""
 
 LOW_HAND: Point = (-0.5, 0.40, -0.15)
 """Lower bounds of the mocap body where it may go below the table's surface."""

@@ -16,6 +16,8 @@ from mtrl_vec.tasks.task import (
     Orientation,
     Point,
     Position,
+    RewardFn,
+    StartFn,
     Task,
 )
 
@@ -59,40 +61,42 @@ DOOR_CLOSE = _door(
     reward=rewards.door_close,
     params={"hand_init": _DOOR_HAND},
 )
-_LOCK_BOX = (-0.1, 0.8, 0.15), (0.1, 0.85, 0.15)
 _LOCK = ("body", "lock_link")
-DOOR_LOCK = Task(
+
+
+def _lock(name: str, goal: tuple[Point, Point], start: StartFn, reward: RewardFn, site: str, *points: Position) -> Task:
+    return Task(
+        name,
+        model("door_lock"),
+        Draw((-0.1, 0.8, 0.15), (0.1, 0.85, 0.15)),
+        *goal,
+        start,
+        reward,
+        points=points,
+        obj=Position("site", site),
+        orientation=quaternion("door_link"),
+        fixture="door",
+        place_fixture=at_drawn,
+        hand_init=single(HAND_INIT_POS),
+        mocap_low=LOW_HAND,
+        settles=True,
+    )
+
+
+DOOR_LOCK = _lock(
     "door-lock-v3",
-    model("door_lock"),
-    Draw(*_LOCK_BOX),
-    LOW_HAND,
-    HAND_HIGH,
+    (LOW_HAND, HAND_HIGH),
     partial(set_fixture, steps=5, goal=at(*_LOCK, (0.0, -0.04, -0.1)), obj=at(*_LOCK)),
     rewards.door_lock,
-    obj=Position("site", "lockStartLock"),
-    orientation=quaternion("door_link"),
-    fixture="door",
-    place_fixture=at_drawn,
-    hand_init=single(HAND_INIT_POS),
-    mocap_low=LOW_HAND,
-    settles=True,
+    "lockStartLock",
 )
-DOOR_UNLOCK = Task(
+DOOR_UNLOCK = _lock(
     "door-unlock-v3",
-    model("door_lock"),
-    Draw(*_LOCK_BOX),
-    (0.0, 0.64, 0.2100),
-    (0.2, 0.7, 0.2111),
+    ((0.0, 0.64, 0.2100), (0.2, 0.7, 0.2111)),
     partial(set_fixture, slide=1.5708, goal=at(*_LOCK, (0.1, -0.04, 0.0)), obj=at(*_LOCK)),
     rewards.door_unlock,
-    points=(Position(*_LOCK),),
-    obj=Position("site", "lockStartUnlock"),
-    orientation=quaternion("door_link"),
-    fixture="door",
-    place_fixture=at_drawn,
-    hand_init=single(HAND_INIT_POS),
-    mocap_low=LOW_HAND,
-    settles=True,
+    "lockStartUnlock",
+    Position(*_LOCK),
 )
 
 # -- Drawers.

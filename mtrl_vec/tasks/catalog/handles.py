@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
-from mtrl_vec.tasks.catalog.common import LOW_HAND, STARTS_LOW, at_drawn, model, quaternion, single
+from mtrl_vec.tasks.catalog.common import HAND_INIT_NEAR, LOW_HAND, at_drawn, model, quaternion, single
 from mtrl_vec.tasks.draw import Draw
 from mtrl_vec.tasks.rewards import fixtures as rewards
 from mtrl_vec.tasks.rewards import objects
-from mtrl_vec.tasks.starts import Measure, at, drawn, set_fixture, slide_window, turn_dial
+from mtrl_vec.tasks.starts import DIAL_JOINT, Measure, at, dial_knob, drawn, set_fixture, slide_window, turn_dial
 from mtrl_vec.tasks.task import (
     HAND_HIGH,
     HAND_INIT_POS,
     HAND_LOW,
     NO_ORIENTATION,
-    Array,
     Point,
     Position,
     Task,
@@ -40,7 +37,7 @@ def _faucet(name: str, site: str, half_width: float, side: float, tip: Point, fo
         orientation=quaternion("faucetBase"),
         fixture="faucetBase",
         place_fixture=at_drawn,
-        hand_init=STARTS_LOW,
+        hand_init=HAND_INIT_NEAR,
         mocap_low=LOW_HAND,
     )
 
@@ -67,7 +64,7 @@ def _window(
         orientation=NO_ORIENTATION,
         fixture="window",
         place_fixture=at_drawn,
-        hand_init=single(STARTS_LOW),
+        hand_init=single(HAND_INIT_NEAR),
     )
 
 
@@ -169,15 +166,10 @@ LEVER_PULL = Task(
     joint="LeverAxis",
     fixture="lever",
     place_fixture=at_drawn,
-    hand_init=single(STARTS_LOW),
+    hand_init=single(HAND_INIT_NEAR),
     mocap_low=LOW_HAND,
     settles=True,
 )
-
-
-def _knob(dial: Array, angle: Array) -> Array:
-    """Where the dial's knob is: 5 cm from its axis."""
-    return dial + np.stack([np.sin(angle), -np.cos(angle), np.zeros_like(angle)], axis=1) * 0.05
 
 
 DIAL_TURN = Task(
@@ -189,9 +181,9 @@ DIAL_TURN = Task(
     turn_dial,
     rewards.dial_turn,
     obj=Position("body", "dial"),
-    obj_from_joint=_knob,
+    obj_from_joint=dial_knob,
     orientation=quaternion("dial"),
-    joint="knob_Joint_1",
+    joint=DIAL_JOINT,
     fixture="dial",
     place_fixture=at_drawn,
     hand_init=single(HAND_INIT_POS),

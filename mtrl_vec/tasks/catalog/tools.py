@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from mtrl_vec.tasks.catalog.common import (
-    STARTS_LOW,
+    HAND_INIT_NEAR,
     at_drawn,
     at_drawn_goal,
     model,
@@ -62,7 +62,7 @@ DISASSEMBLE = Task(
     points=(Position("site", "RoundNut"),),
     fixture="peg",
     place_fixture=_peg_in_nut,
-    hand_init=single(STARTS_LOW),
+    hand_init=single(HAND_INIT_NEAR),
     settles=True,
 )
 HAMMER = Task(
@@ -79,7 +79,7 @@ HAMMER = Task(
     second=Position("body", "nail_link"),
     second_quat="nail_link",
     joint="NailSlideJoint",
-    hand_init=STARTS_LOW,
+    hand_init=HAND_INIT_NEAR,
 )
 
 _PEG_LOW, _PEG_HIGH = (0.0, 0.5, 0.02), (0.2, 0.7, 0.02)

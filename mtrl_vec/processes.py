@@ -1,4 +1,4 @@
-"""How worker processes start, and how many of them suit the machine."""
+"""How worker processes start."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-from mtrl_vec.machine import available_cores
-
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """How worker processes start. A fork server imports everything once: its copies start in 0.3 s instead of 3.4 s (two
 workers on two cores), except for the first time."""
 LOST = 255
 """Exit code of a worker whose fork server died, so that nobody is left to report the real one."""
-
-
-def default_num_workers() -> int:
-    """One worker per core; with more than two cores, one of them is left to the learner.
-
-    On 2 cores, two workers beat both one and three: see benchmarks/results/README.md.
-    """
-    cores = available_cores()
-    return cores if cores <= 2 else cores - 1
 
 
 @contextlib.contextmanager
