@@ -16,7 +16,7 @@ from torchrl.collectors import Collector
 
 from helpers import make_policy, tiny_config
 from mtrl_vec.config import PRESETS, TrainConfig
-from mtrl_vec.envs import make_env, processes
+from mtrl_vec.envs import make_env
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
@@ -72,7 +72,7 @@ def test_one_iteration_changes_every_trainable_tensor(tmp_path, changes) -> None
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (4, 3), (6, 5), (8, 7), (12, 11), (16, 15)])
 def test_default_workers_use_the_cores(cores, expected, monkeypatch) -> None:
-    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    monkeypatch.setattr("mtrl_vec.envs.make.available_cores", lambda: cores)
     assert resolve(TrainConfig()).runtime.num_workers == expected
     assert resolve(TrainConfig.of(num_workers=4)).runtime.num_workers == 4
     assert resolve(TrainConfig.of(num_envs=6, num_steps=32)).runtime.num_workers == min(expected, 6)
