@@ -30,7 +30,7 @@ profile: $(STAMP)  ## where the time of training goes: a table, and a trace for 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-test-slow: $(STAMP)  ## run the proofs that take minutes: all fifty tasks against Meta-World, step by step
+test-slow: $(STAMP)  ## run the tests that take minutes, among them all fifty tasks against Meta-World over whole episodes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 check: $(STAMP)  ## formatting, lint, imports and types

@@ -35,6 +35,11 @@ from processes import (
         (["--tasks", "fly-v3"], "unknown task 'fly-v3': name a set (MT3, MT10, MT50) or tasks of MT50"),
         (["--tasks", "push", "push-v3"], "task 'push-v3' is given twice"),
         (["--total-frames", "0"], "total_frames is 0: it must be positive"),
+        (["--tasks", "MT10", "door-open"], "task 'door-open-v3' is given and is in MT10: name each task once"),
+        (
+            ["--tasks", "MT50", "--num-envs", "40"],
+            "num_envs is 40: it must be at least the 50 tasks: with --task-sampl",
+        ),
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
         (["--num-workers", "0"], "num_workers is 0: it must be positive"),
         (["--num-minibatches", "0"], "num_minibatches is 0: it must be positive"),
@@ -291,6 +296,7 @@ def test_debug_shows_where_an_error_comes_from(capsys, tmp_path) -> None:
     assert "Traceback" in err and "find_checkpoint" in err and "error: no checkpoint at" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_video_from_the_command_line(capsys, tmp_path) -> None:
     pytest.importorskip("av", reason="needs av")
     try:

@@ -185,6 +185,7 @@ def test_more_losses_than_allowed_end_the_run_after_saving(tmp_path) -> None:
     assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == run.frames == 2 * 192
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_loses_a_worker_and_goes_on_and_leaves_nothing_behind(tmp_path) -> None:
     process, children = start_training(tmp_path / "run", "--total-frames", str(150 * 192))
     shared = shared_memory_of(children)

@@ -12,7 +12,8 @@ from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from mtrl_vec.policy.features import relative_features
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.sim import SimBatch
-from mtrl_vec.tasks.suite import MT3
+from mtrl_vec.tasks.layout import layout_of
+from mtrl_vec.tasks.suite import MT3, MT10, resolve_tasks
 
 
 @pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
@@ -60,6 +61,26 @@ def test_relative_features_of_simulated_steps() -> None:
         again[:, :11], again[:, 18:29], again[:, 36:] = features[:, :11], features[:, :11] - features[:, 11:22], goal
         np.testing.assert_allclose(again, now, atol=1e-15)
         before = now
+
+
+def test_a_task_with_a_second_object_shows_it_to_the_policy_and_others_keep_their_features() -> None:
+    """Hammer and stick-pull beside reach, which leaves the second object's entries zero."""
+    tasks = resolve_tasks(["hammer", "stick-pull", "reach"])
+    layout = layout_of(tasks)
+    sim, rng = SimBatch(tasks, [0, 1, 2], seed=0), np.random.default_rng(0)
+    before = sim.reset()
+    for _ in range(3):
+        now = sim.step(rng.uniform(-1, 1, (3, 4)).astype(np.float32)).observation
+        features = relative_features(torch.from_numpy(now), layout).numpy()
+        hand, obj, second, goal = now[:, :3], now[:, 4:7], now[:, 11:14], now[:, 36:]
+        expected = [now[:, :18], now[:, :18] - before[:, :18], goal]
+        expected += [obj - hand, goal - obj, goal - hand, second - obj, goal - second]
+        np.testing.assert_array_equal(features, np.concatenate(expected, axis=1))
+        before = now
+    assert (now[:2, 11:14] != 0).all() and (now[2, 11:18] == 0).all()
+    sizes = [layout_of(some) for some in (MT3, MT10, resolve_tasks(["MT50"]))]
+    assert [relative_features(torch.zeros(39), layout).numel() for layout in sizes] == [34, 34, 54]
+    assert make_policy(tiny_config(tasks=("hammer", "reach"))).torso.module.features.size == 54
 
 
 def inputs(td: TensorDict) -> tuple[torch.Tensor, ...]:

@@ -80,6 +80,10 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
         (["--head", "16"], "its popart is True, this run's is False"),
         (["--head", "16", "--popart", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
         (["--head", "16", "--popart", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
+        (
+            ["--head", "16", "--popart", "--tasks", "push", "hammer"],
+            "of its tasks and this run's, only one list has tasks with a second object",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_starts(source, tmp_path, capsys, flags, message) -> None:
