@@ -72,7 +72,7 @@ def make_policy(config: TrainConfig, device: torch.device) -> SharedPolicy:
 
 def random_rollout(config: TrainConfig) -> TensorDict:
     """A rollout [B, T] on the CPU, in the collector's layout."""
-    shape, k = (config.environment.num_envs, config.learner.num_steps), config.num_tasks
+    shape, k = (config.num_envs, config.learner.num_steps), config.num_tasks
     task_idx = (torch.arange(shape[0]) % k)[:, None].expand(shape).contiguous()
     false = torch.zeros(*shape, 1, dtype=torch.bool)
     after = {"observation": torch.randn(*shape, METAWORLD.size), "reward": torch.rand(*shape, 1), "success": false}

@@ -81,7 +81,7 @@ def started(flags: list[str], rounds: int, run_dir: Path, stack: contextlib.Exit
     """A training run after its warm-up, to be ended by ``stack``."""
     config = parse_train([*flags, "--eval-interval", "0", "--quiet", "--run-dir", str(run_dir)])
     iterations = WARMUP + rounds + 1  # with overlap, the last iteration of a run has nothing to collect
-    config = config.replace(total_frames=max(config.runtime.total_frames, iterations * config.frames_per_batch))
+    config = config.replace(total_frames=max(config.total_frames, iterations * config.frames_per_batch))
     trainer = Trainer(config)
     stack.enter_context(trainer.lock)
     stack.enter_context(contextlib.closing(trainer.pipeline))

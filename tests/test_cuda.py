@@ -43,7 +43,7 @@ def learn(config: TrainConfig, rollouts: int = 4) -> tuple[PPO, list[dict[str, f
 
 
 def rollout_for(policy: SharedPolicy, config: TrainConfig) -> TensorDict:
-    return make_rollout(policy, config.environment.num_envs, config.learner.num_steps)
+    return make_rollout(policy, config.num_envs, config.learner.num_steps)
 
 
 @pytest.fixture(autouse=True)

@@ -115,7 +115,7 @@ def profile_training(config: TrainConfig, iterations: int = 5, warmup: int = 3) 
     # The last iteration of a run has nothing to overlap with: there is one more to come.
     frames = (warmup + iterations + 2) * config.frames_per_batch
     # No recovery: a replaced simulator would count as time to collect.
-    config = config.replace(total_frames=max(config.runtime.total_frames, frames), max_restarts=0)
+    config = config.replace(total_frames=max(config.total_frames, frames), max_restarts=0)
     trainer = Trainer(config, timer=Timer(synchronize=resolve_device(config.runtime.device).type == "cuda"))
     trace = trainer.run_dir / TRACE_NAME
     with trainer.lock, _removed_on_failure(trainer.run_dir), contextlib.closing(trainer.pipeline):
@@ -158,7 +158,7 @@ def _report(
         "device": str(device),
         "precision": config.runtime.precision,
         "workers": config.runtime.num_workers,
-        "num_envs": config.environment.num_envs,
+        "num_envs": config.num_envs,
         "frames_per_batch": config.frames_per_batch,
         "minibatch_size": config.minibatch_size,
         "optimiser_steps": steps,

@@ -24,11 +24,13 @@ class EnvironmentConfig:
 
     tasks: tuple[str, ...] = ("MT3",)
     """Tasks to learn together: sets (MT3, MT10, MT50), names of tasks, or both."""
-    num_envs: int = 360
-    """B, simulations running side by side; environment i starts with task i modulo K."""
-    max_episode_steps: int = 100
+    num_envs: int | None = None
+    """B, simulations running side by side; environment i starts with task i modulo K. By default 72 per task, but at
+    least 360 and at most 1440."""
+    max_episode_steps: int | None = None
     """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
-    that works needs far fewer, and learns more from a new episode than from holding the goal."""
+    that works needs far fewer, and learns more from a new episode than from holding the goal. By default 100 for up to
+    3 tasks and 150 for more."""
     goals_seed: int | None = None
     """Train on Meta-World's 50 fixed goals per task for this benchmark seed, instead of fresh goals every episode."""
     fresh_starts: bool = False
@@ -131,8 +133,9 @@ class LearnerConfig:
 class RuntimeConfig:
     """How and how long a run executes, not what it learns: these settings may change when it is resumed."""
 
-    total_frames: int = 2_000_000
-    """Environment steps to train for, over all tasks; rounded up to whole iterations."""
+    total_frames: int | None = None
+    """Environment steps to train for, over all tasks; rounded up to whole iterations. By default 360,000 per task, but
+    at least 2,000,000."""
     run_dir: Path | None = None
     """Where results go. By default a new folder under runs/."""
     overwrite: bool = False
@@ -152,10 +155,12 @@ class RuntimeConfig:
     since they compute all heads for all rows."""
     cuda_graphs: bool = False
     """On CUDA, replay optimiser steps as one CUDA graph each."""
-    eval_interval: int = 250_000
-    """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none."""
-    eval_episodes: int = 60
-    """Episodes per task of such an evaluation: always the same goals, mean action, the time limit of training."""
+    eval_interval: int | None = None
+    """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none. By
+    default an eighth of total_frames, but at least 250,000."""
+    eval_episodes: int | None = None
+    """Episodes per task of such an evaluation: always the same goals, mean action, the time limit of training. By
+    default 60 for up to 3 tasks and 30 for more."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints, of which the last three are kept. 0: after every iteration."""
     log_gradients: bool = False

@@ -56,8 +56,7 @@ class TrainConfig:
         if self.sampling.keeps_tasks:
             problem = f"must be at least the {self.num_tasks} tasks: with --task-sampling {self.sampling.name}, "
             problem += "environments keep their tasks"
-            envs = self.environment.num_envs
-            require(envs >= self.num_tasks, "num_envs", envs, problem)
+            require(self.num_envs >= self.num_tasks, "num_envs", self.num_envs, problem)
         self._check_task_weights()
 
     def _check_task_weights(self) -> None:
@@ -81,9 +80,35 @@ class TrainConfig:
         return len(self.tasks)
 
     @property
+    def num_envs(self) -> int:
+        """B."""
+        return self.environment.num_envs or min(max(360, 72 * self.num_tasks), 1440)
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Time limit of an episode, in environment steps."""
+        return self.environment.max_episode_steps or (100 if self.num_tasks <= 3 else 150)
+
+    @property
+    def total_frames(self) -> int:
+        """Environment steps to train for."""
+        return self.runtime.total_frames or max(2_000_000, 360_000 * self.num_tasks)
+
+    @property
+    def eval_interval(self) -> int:
+        """Frames between evaluations while training; 0: none."""
+        interval = self.runtime.eval_interval
+        return max(250_000, self.total_frames // 8) if interval is None else interval
+
+    @property
+    def eval_episodes(self) -> int:
+        """Episodes per task of such an evaluation."""
+        return self.runtime.eval_episodes or (60 if self.num_tasks <= 3 else 30)
+
+    @property
     def frames_per_batch(self) -> int:
         """Frames per iteration, ``B * T``."""
-        return self.environment.num_envs * self.learner.num_steps
+        return self.num_envs * self.learner.num_steps
 
     @property
     def minibatch_size(self) -> int:
@@ -93,7 +118,7 @@ class TrainConfig:
     @property
     def num_iterations(self) -> int:
         """Iterations of the whole run."""
-        return -(-self.runtime.total_frames // self.frames_per_batch)
+        return -(-self.total_frames // self.frames_per_batch)
 
     @classmethod
     def of(cls, **settings: Any) -> TrainConfig:
@@ -167,7 +192,6 @@ PRESETS: dict[str, TrainConfig] = {
     "gpu": TrainConfig.of(
         num_envs=1440,
         total_frames=4_000_000,
-        eval_interval=500_000,
         precision="bf16",
         compile="on",
         cuda_graphs=True,

@@ -59,7 +59,7 @@ class Advantages(nn.Module):
         self._policies = policy, behaviour  # in a tuple, so that they are not submodules
         self._recompute_log_prob = recompute_log_prob
         self._device = next(policy.parameters()).device
-        num_envs, gamma = config.environment.num_envs, config.learner.gamma
+        num_envs, gamma = config.num_envs, config.learner.gamma
         self.reward_scale = RewardScale(num_envs, config.num_tasks, gamma).to(self._device)
         lmbda = config.learner.gae_lambda
         self.gae = GAE(gamma=gamma, lmbda=lmbda, value_network=None, vectorized=False, device=self._device)

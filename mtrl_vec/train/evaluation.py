@@ -73,7 +73,7 @@ class Evaluation:
 
     def due(self, progress: Progress) -> bool:
         """Whether the policy is to be evaluated after the last iteration."""
-        interval = self._config.runtime.eval_interval
+        interval = self._config.eval_interval
         return bool(interval) and (progress.done or progress.passed_multiple(interval))
 
     def columns(self, rates: list[float] | None) -> dict[str, float]:
@@ -98,9 +98,9 @@ class Evaluation:
             self._pool = make_env(
                 environment.tasks,
                 num_workers=self._config.runtime.num_workers,
-                num_envs=self._config.runtime.eval_episodes * self._config.num_tasks,
-                first_slot=environment.num_envs,  # random streams that training does not use
-                max_episode_steps=environment.max_episode_steps,
+                num_envs=self._config.eval_episodes * self._config.num_tasks,
+                first_slot=self._config.num_envs,  # random streams that training does not use
+                max_episode_steps=self._config.max_episode_steps,
                 random_phase=False,
                 rest_after_success=True,
                 fresh_starts=True,  # not those that training practises
@@ -108,7 +108,7 @@ class Evaluation:
             self._acting.rows = self._pool.rows
             self._pool.start()
         self._pool.set_seed(self._config.seed, static_seed=True)
-        num_tasks, num_steps = self._config.num_tasks, environment.max_episode_steps
+        num_tasks, num_steps = self._config.num_tasks, self._config.max_episode_steps
         return simulated_success_rates(self._acting, self._pool, num_tasks, num_steps)
 
     def keep_if_best(self, rates: list[float], content: Mapping[str, Any]) -> None:

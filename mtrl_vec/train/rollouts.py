@@ -94,10 +94,10 @@ class Rollouts:
         pool = self._pool = make_env(
             env.tasks,
             num_workers=self._config.runtime.num_workers,
-            num_envs=env.num_envs,
+            num_envs=self._config.num_envs,
             seed=self._config.seed,
             goals_seed=env.goals_seed,
-            max_episode_steps=env.max_episode_steps,
+            max_episode_steps=self._config.max_episode_steps,
             random_phase=env.random_phase,
             fresh_starts=env.fresh_starts,
         )

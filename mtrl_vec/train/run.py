@@ -81,8 +81,8 @@ class Run:
         self.recovery = Recovery(config.runtime.max_restarts, self.progress)
         self.rollouts = Rollouts(config, self.acting, self.recovery, self.timer)
         self.pipeline = self._make_pipeline()
-        environment = config.environment
-        self.statistics = EpisodeStatistics(config.tasks, environment.num_envs, whole=not environment.random_phase)
+        whole = not config.environment.random_phase
+        self.statistics = EpisodeStatistics(config.tasks, config.num_envs, whole=whole)
         self.task_sampling = make_task_sampling(config)
         self.evaluation = Evaluation(config, self.run_dir, self.policy, self.recovery)
         # Everything that a checkpoint holds; restored in this order, since acting copies the policy.

@@ -108,7 +108,7 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
         raise changed(name, value, folder, old)
     if checkpoint["progress"]["iteration"] >= config.num_iterations:
         raise InputError(
-            f"total_frames is {config.runtime.total_frames}: the run in {folder} has them already "
+            f"total_frames is {config.total_frames}: the run in {folder} has them already "
             f"({checkpoint['frames']:,}); give it more to continue"
         )
     lock, used = RunLock(folder), checkpoint_name(checkpoint["frames"])
@@ -152,7 +152,7 @@ def describe_changes(config: TrainConfig, checkpoint: Mapping[str, Any]) -> str:
     old, new = checkpoint["versions"], versions()
     other = [f"{name} {new[name]} instead of {old.get(name)}" for name in new if new[name] != old.get(name)]
     notes = f"; with {', '.join(other)}, so not to the last bit" if other else ""
-    total, before = config.runtime.total_frames, checkpoint["config"]["runtime"]["total_frames"]
+    total, before = config.total_frames, checkpoint["config"]["runtime"]["total_frames"]
     if total != before:
         notes += f"; total_frames is {total:,} instead of {before:,}: what is annealed goes back accordingly"
     return notes
