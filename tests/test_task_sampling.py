@@ -19,6 +19,7 @@ from mtrl_vec.config.sampling import (
     DifficultyConfig,
     MetaConfig,
     ProgressConfig,
+    SuccessConfig,
     make_sampling_config,
 )
 from mtrl_vec.envs import make_env
@@ -29,6 +30,7 @@ from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.meta_sampling import MetaController
+from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.sampling_methods import METHODS, loss_weights, make_task_sampling
 from mtrl_vec.train.task_sampling import TaskStatistics
 from runs import resume, train_until_interrupted, whole_state
@@ -59,15 +61,30 @@ def test_the_least_probability_fits_any_number_of_tasks() -> None:
     names = {"curriculum": "min_task_prob", "difficulty": "min_task_weight"}
     for method in ("curriculum", "difficulty", "progress", "meta"):
         for tasks, expected in (("MT3", 0.1), ("MT10", 0.03), ("MT50", 0.006)):
-            config = TrainConfig.of(tasks=[tasks], sampling=method)
+            config = resolve(TrainConfig.of(tasks=[tasks], sampling=method))
             assert getattr(config.sampling, names.get(method, "min_task_prob")) == pytest.approx(expected)
 
 
 def test_uniform_leaves_everything_as_it_is() -> None:
-    method = make_task_sampling(tiny_config())
+    method = make_task_sampling(tiny_config(sampling="uniform"))
     method.update(seen(1, 0, 0))
     assert method.task_probs is None
     np.testing.assert_allclose(method.task_weights, 1 / 3)
+
+
+def test_by_success_tasks_are_practised_as_far_as_they_fail() -> None:
+    method = make_task_sampling(tiny_config(sampling=SuccessConfig(min_task_prob=0.1)))
+    np.testing.assert_allclose(method.task_probs, 1 / 3)
+    method.update(seen(1.0, 0.8, 0.4))  # they fail as 0, 1 and 3 do, in what the floors leave
+    np.testing.assert_allclose(method.task_probs, [0.1, 0.1 + 0.7 / 4, 0.1 + 0.7 * 3 / 4])
+    method.update(seen(1.0, math.nan, 0.0))  # nothing is known yet
+    np.testing.assert_allclose(method.task_probs, [0.1, 0.45, 0.45])
+    method.update(seen(1.0, 1.0, 1.0))
+    np.testing.assert_allclose(method.task_probs, 1 / 3)
+    np.testing.assert_allclose(method.task_weights, 1 / 3)
+    default = make_task_sampling(tiny_config(tasks=("MT10",)))
+    default.update(dataclasses.replace(seen(0, 0, 0), success=np.array([0.0] + [1.0] * 9)))
+    np.testing.assert_allclose(default.task_probs, [0.64] + [0.04] * 9)
 
 
 def test_a_curriculum_advances_by_success_and_keeps_a_floor_for_what_is_done() -> None:
@@ -375,7 +392,7 @@ def test_what_is_no_probability_distribution_is_refused(probs) -> None:
         ),
         (
             ["--task-sampling", "difficulty", "--min-task-prob", "0.2"],
-            "min_task_prob is 0.2: it is only read with --task-sampling curriculum or progress or meta",
+            "min_task_prob is 0.2: it is only read with --task-sampling success or curriculum or progress or meta",
         ),
         (
             ["--task-sampling", "meta", "--min-task-weight", "0.2"],

@@ -45,7 +45,7 @@ class CurriculumConfig(UniformConfig):
     curriculum_frames: int | None = None
     """Environment steps after which it is done in any case."""
     min_task_prob: float | None = None
-    """Probability of each task that is done. By default 0.1, and with K > 3 tasks 0.3 / K."""
+    """Probability of each task that is done. By default 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("curriculum_frames",), fraction=("curriculum_success", "min_task_prob"))
@@ -69,7 +69,7 @@ class DifficultyConfig(UniformConfig):
     temperature: float = 1.0
     """Flattens the weights; 1 is in proportion to what fails."""
     min_task_weight: float | None = None
-    """Least weight of a task; all weights sum to 1. By default 0.1, and with K > 3 tasks 0.3 / K."""
+    """Least weight of a task; all weights sum to 1. By default 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("temperature",), fraction=("min_task_weight",))
@@ -77,6 +77,23 @@ class DifficultyConfig(UniformConfig):
     def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
         """See `UniformConfig.for_tasks`."""
         return dataclasses.replace(self, min_task_weight=_least(self, "min_task_weight", tasks))
+
+
+@dataclass(frozen=True)
+class SuccessConfig(UniformConfig):
+    """Probabilities in proportion to one minus the success rate: tasks that fail are practised more."""
+
+    name: ClassVar[str] = "success"
+    keeps_tasks: ClassVar[bool] = False
+    min_task_prob: float | None = None
+    """Least probability of a task, without which it would be forgotten once it is learned. By default 0.4 / K."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, fraction=("min_task_prob",))
+
+    def for_tasks(self, tasks: tuple[str, ...]) -> SamplingConfig:
+        """See `UniformConfig.for_tasks`."""
+        return dataclasses.replace(self, min_task_prob=_least(self, "min_task_prob", tasks, 0.4 / len(tasks)))
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class ProgressConfig(UniformConfig):
     temperature: float = 1.0
     """Flattens the probabilities."""
     min_task_prob: float | None = None
-    """Least probability of a task. By default 0.1, and with K > 3 tasks 0.3 / K."""
+    """Least probability of a task. By default 0.3 / K."""
 
     def __post_init__(self) -> None:
         check_fields(self, positive=("temperature",), fraction=("min_task_prob",))
@@ -113,7 +130,10 @@ class MetaConfig(ProgressConfig):
 SamplingConfig = UniformConfig  # what the methods have in common
 SAMPLING_CONFIGS: dict[str, type[SamplingConfig]] = {
     config.name: config
-    for config in (UniformConfig, RandomConfig, CurriculumConfig, DifficultyConfig, ProgressConfig, MetaConfig)
+    for config in (
+        *(UniformConfig, SuccessConfig, RandomConfig, CurriculumConfig, DifficultyConfig, ProgressConfig),
+        MetaConfig,
+    )
 }
 """The methods by name."""
 
@@ -138,10 +158,10 @@ def make_sampling_config(name: str, **settings: Any) -> SamplingConfig:
     return SAMPLING_CONFIGS[name](**settings)
 
 
-def _least(config: SamplingConfig, name: str, tasks: tuple[str, ...]) -> float:
+def _least(config: SamplingConfig, name: str, tasks: tuple[str, ...], default: float | None = None) -> float:
     """The least probability or weight of a task, checked, or its default."""
     k, value = len(tasks), getattr(config, name)
     if value is None:
-        return 0.1 if k <= 3 else 0.3 / k
+        return default or 0.3 / k
     require(value * k <= 1, name, value, f"must be at most 1/{k}, since there are {k} tasks")
     return float(value)

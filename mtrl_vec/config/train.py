@@ -49,7 +49,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
-        object.__setattr__(self, "sampling", self.sampling.for_tasks(self.tasks))
+        self.sampling.for_tasks(self.tasks)  # raises where it does not suit them
         frames, minibatches = self.frames_per_batch, self.learner.num_minibatches
         problem = f"must be at most the {frames} frames of a rollout (num_envs * num_steps)"
         require(minibatches <= frames, "num_minibatches", minibatches, problem)

@@ -9,10 +9,11 @@ import numpy as np
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.train.meta_sampling import Meta
-from mtrl_vec.train.task_sampling import Curriculum, Difficulty, LearningProgress, Random, Uniform
+from mtrl_vec.train.task_sampling import Curriculum, Difficulty, LearningProgress, Random, Success, Uniform
 
 METHODS: dict[str, type[Uniform]] = {
     "uniform": Uniform,
+    "success": Success,
     "random": Random,
     "curriculum": Curriculum,
     "difficulty": Difficulty,
@@ -24,7 +25,7 @@ METHODS: dict[str, type[Uniform]] = {
 def make_task_sampling(config: TrainConfig) -> Uniform:
     """The method that a configuration asks for."""
     seed = {"seed": config.seed} if config.sampling.name == "meta" else {}
-    return METHODS[config.sampling.name](config.sampling, config.tasks, **seed)
+    return METHODS[config.sampling.name](config.sampling.for_tasks(config.tasks), config.tasks, **seed)
 
 
 def loss_weights(task_weights: np.ndarray, fixed: tuple[float, ...] | None) -> list[float]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, ProgressConfig, SamplingConfig
+from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, ProgressConfig, SamplingConfig, SuccessConfig
 
 Array = NDArray[np.float64]
 
@@ -107,6 +107,23 @@ class Random(Uniform):
     def __init__(self, config: SamplingConfig, tasks: tuple[str, ...]) -> None:
         super().__init__(config, tasks)
         self.task_probs = np.full(self.num_tasks, 1 / self.num_tasks)
+
+
+class Success(Random):
+    """Probabilities in proportion to one minus the success rate, and none below ``min_task_prob``.
+
+    Equal where all tasks succeed or nothing is known yet.
+    """
+
+    def __init__(self, config: SuccessConfig, tasks: tuple[str, ...]) -> None:
+        super().__init__(config, tasks)
+        assert config.min_task_prob is not None  # settings of a run are resolved
+        self._least = config.min_task_prob
+
+    def update(self, statistics: TaskStatistics) -> None:
+        """Follow the current success rates."""
+        probs = proportional(1 - np.nan_to_num(statistics.success, nan=0.0), temperature=1.0)
+        self.task_probs = with_floor(probs, self._least)
 
 
 class Curriculum(Uniform):
