@@ -81,7 +81,7 @@ ACTOR = "actor_heads.module.0.module."
 def save_version_1(path: Path, **changes: object) -> dict[str, torch.Tensor]:
     """A checkpoint as version 1 wrote it, also with much that no longer exists. Returns the policy's state."""
     torch.manual_seed(0)
-    policy = make_policy(tiny_config(tasks=("push", "reach"), relative_features=False))
+    policy = make_policy(tiny_config(tasks=("push", "reach"), relative_features=False, popart=False))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     state = policy.state_dict()
@@ -126,6 +126,8 @@ def test_settings_of_version_1_have_their_names_of_today(tmp_path) -> None:
     config = load_policy(tmp_path / "old.pt").config
     assert config.seed == 5 and config.tasks == ("push-v3", "reach-v3")
     assert config.policy.relative_features is False and config.policy.torso == (32, 32)
+    assert config.policy.bounded_mean is False  # as it always was
+    assert (config.learner.noise_correlation, config.learner.hold_std) == (0.0, False)
     assert config.learner.gradient_method == "pcgrad" and config.learner.task_weights == (1.0, 3.0)
     assert (config.learner.gamma, config.learner.target_kl, config.environment.max_episode_steps) == (0.9, None, 50)
     assert (config.runtime.compile, config.runtime.precision) == ("off", "fp32")
@@ -163,13 +165,13 @@ def test_a_version_that_is_not_known_is_one_clear_line(tmp_path, capsys) -> None
     path = tmp_path / "new.pt"
     save_version_1(path)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 4}, path)
-    with pytest.raises(InputError, match="it has version 4 of the format, and this package reads up to 3"):
+    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 5}, path)
+    with pytest.raises(InputError, match="it has version 5 of the format, and this package reads up to 4"):
         load_policy(path)
     assert main(["eval", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path} does not fit this version of mtrl_vec") and err.count("\n") == 1
-    assert "version 4" in err
+    assert "version 5" in err
 
 
 @pytest.mark.parametrize("mark", [{}, {"version": None}, {"version": "2"}, {"format": "mtrl_vec checkpoint 2"}])

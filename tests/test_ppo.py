@@ -93,7 +93,7 @@ def test_normalisation_over_everything_and_with_an_empty_group() -> None:
 def test_the_loss_is_ppos() -> None:
     """Clipped surrogate (Schulman et al. 2017, eq. 7) and squared critic error, written out."""
     torch.manual_seed(0)
-    config = tiny_config(num_envs=6, clip_epsilon=0.1, critic_coeff=0.5, init_std=0.5)
+    config = tiny_config(num_envs=6, clip_epsilon=0.1, critic_coeff=0.5, init_std=0.5, popart=False)
     policy = make_policy(config)
     ppo = PPO(config, policy)
     td = make_rollout(policy, 6, 16)

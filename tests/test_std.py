@@ -77,6 +77,21 @@ def test_a_falling_limit_takes_the_stds_along_and_leaves_smaller_ones_alone() ->
     torch.testing.assert_close(ppo.policy.action_std(), expected)
 
 
+def test_a_std_that_is_held_follows_its_fraction_of_the_limit_and_is_free_without_one() -> None:
+    ppo = learner_on_the_limit()
+    ppo.policy.hold_std(torch.tensor([1.0, 0.9, 0.0]))
+    for _ in range(4):
+        ppo.update(rollout_preferring(ppo, small=True))
+    held, partly, free = ppo.policy.action_std()
+    torch.testing.assert_close(held, torch.ones(4))
+    torch.testing.assert_close(partly, torch.full((4,), 0.9))
+    assert (free < 0.9).all()
+    ppo.policy.limit_std(0.5)  # lower than the floor was, which is a fraction of it
+    torch.testing.assert_close(ppo.policy.action_std()[:2], torch.full((2, 4), 0.5))
+    ppo.policy.hold_std(torch.tensor([0.0, 1.0, 1.0]))
+    torch.testing.assert_close(ppo.policy.action_std(), torch.full((3, 4), 0.5))
+
+
 @pytest.mark.parametrize("learn_std", [True, False])
 def test_a_skipped_step_moves_no_std(learn_std) -> None:
     ppo = learner_on_the_limit(learn_std=learn_std)

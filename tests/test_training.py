@@ -71,6 +71,17 @@ def test_defaults_follow_the_number_of_tasks_and_give_way_to_settings(tasks, exp
     assert {name: getattr(config, name) for name in given} == given
 
 
+def test_each_task_explores_by_its_own_success(tmp_path) -> None:
+    trainer = Trainer(tiny_config(run_dir=tmp_path, num_workers=1, noise_correlation=0.6))
+    for task, successes in enumerate(([True] * 8, [True, False, False, False], [])):
+        trainer.statistics._recent[task].extend((success, 1.0, 5) for success in successes)
+    with trainer.opened():
+        trainer.iterate()
+    torch.testing.assert_close(trainer.acting.noise.correlation, torch.tensor([0.0, 0.3, 0.6]))
+    std = trainer.policy.action_std()
+    assert (std[1] >= 0.5).all() and torch.equal(std[2], torch.ones(4))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -10,6 +10,7 @@ import torch
 from helpers import SMALL, tiny_config
 from mtrl_vec import Trainer, load_policy
 from mtrl_vec.commands.cli import main
+from mtrl_vec.learn.exploration import exploration
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
 
 EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
@@ -19,7 +20,7 @@ EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
 def source(tmp_path_factory) -> Path:
     """A run on push and reach that has learned a little, with statistics of its own."""
     folder = tmp_path_factory.mktemp("source") / "run"
-    settings = {"tasks": ("push", "reach"), "total_frames": 3 * 192, "popart": True}
+    settings = {"tasks": ("push", "reach"), "total_frames": 3 * 192}
     Trainer(tiny_config(run_dir=folder, **settings, **EVALUATED)).train()
     return folder
 
@@ -34,7 +35,7 @@ def test_a_policy_file_carries_all_that_a_warm_start_needs(source) -> None:
 def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source, tmp_path) -> None:
     """The other order of tasks, and one that the policy does not know."""
     tasks = ("reach", "pick-place", "push")
-    settings = {"tasks": tasks, "popart": True, "seed": 5}
+    settings = {"tasks": tasks, "seed": 5}
     warm = Trainer(tiny_config(run_dir=tmp_path / "warm", init_from=source, **settings))
     cold = Trainer(tiny_config(run_dir=tmp_path / "cold", **settings))
     old, content = load_policy(source).module, load_checkpoint(source / "best.pt")
@@ -54,6 +55,12 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
         fresh, kept = warm.policy.state_dict()[heads], cold.policy.state_dict()[heads]
         assert torch.equal(fresh[1], kept[1]) and not torch.equal(fresh[0], kept[0])
     assert warm.learner.reward_scale.var[1] == 1 and warm.learner.reward_scale.count[1] == 0
+    # What is known need not be looked for again, until a success rate says otherwise.
+    cold.explore(exploration(cold.statistics.success, cold.untrained))
+    assert cold.policy.action_std().eq(1.0).all() and cold.acting.noise.correlation.eq(0.85).all()
+    warm.explore(exploration(warm.statistics.success, warm.untrained))
+    torch.testing.assert_close(warm.policy.action_std()[[0, 2]], old.action_std()[[1, 0]])
+    torch.testing.assert_close(warm.acting.noise.correlation, torch.tensor([0.0, 0.85, 0.0]))
     warm.train()
     events = (tmp_path / "warm" / "events.log").read_text()
     assert "heads of reach-v3, push-v3; fresh heads for pick-place-v3" in events
@@ -61,7 +68,7 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
 
 def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(source, tmp_path) -> None:
     (checkpoint,) = source.glob("checkpoint-576.pt")
-    settings = {"tasks": ("push",), "popart": True, "total_frames": 192}
+    settings = {"tasks": ("push",), "total_frames": 192}
     run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=checkpoint, **settings))
     run.train()
     checkpoint_of_run = load_checkpoint(tmp_path / "run" / "checkpoint-192.pt")
@@ -77,11 +84,11 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
     [
         ([], "its head is 16, this run's is 32: make them equal"),
         (["--head", "16", "--no-relative-features"], "its relative_features is True, this run's is False"),
-        (["--head", "16"], "its popart is True, this run's is False"),
-        (["--head", "16", "--popart", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
-        (["--head", "16", "--popart", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
+        (["--head", "16", "--no-popart"], "its popart is True, this run's is False"),
+        (["--head", "16", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
+        (["--head", "16", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
         (
-            ["--head", "16", "--popart", "--tasks", "push", "hammer"],
+            ["--head", "16", "--tasks", "push", "hammer"],
             "of its tasks and this run's, only one list has tasks with a second object",
         ),
     ],

@@ -18,13 +18,16 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 
 from mtrl_vec.config import PRESETS, EnvironmentConfig, LearnerConfig, PolicyConfig, RuntimeConfig, TrainConfig
-from mtrl_vec.config.sampling import SamplingConfig, UniformConfig, make_sampling_config
+from mtrl_vec.config.sampling import SamplingConfig, SuccessConfig, make_sampling_config
 from mtrl_vec.errors import InputError
 
 PROG = "python -m mtrl_vec"
-CHECKPOINT_HELP = "checkpoint file; or the folder of a run, for its best policy; or 'pretrained', which is included"
+CHECKPOINT_HELP = (
+    "checkpoint file; or the folder of a run, for its best policy; or one that is included: 'pretrained' (three tasks) "
+    "or 'pretrained-mt10'"
+)
 
-Method = Literal["uniform", "random", "curriculum", "difficulty", "progress", "meta"]
+Method = Literal["uniform", "success", "random", "curriculum", "difficulty", "progress", "meta"]
 
 RENAMED = {
     "--schedule": "--task-sampling",
@@ -43,10 +46,10 @@ class SamplingFlags:
     Settings that a method does not read are refused with it; None stands for the method's default.
     """
 
-    task_sampling: Method = "uniform"
-    """uniform: every environment keeps its task. random: drawn for each episode. curriculum: one task after the other.
-    difficulty: larger weights for what fails. progress: probabilities by learning progress. meta: probabilities chosen
-    by a small network whose reward is learning progress."""
+    task_sampling: Method = "success"
+    """success: more episodes of what fails. uniform: every environment keeps its task. random: a task is drawn for each
+    episode. curriculum: one task after the other. difficulty: larger weights for what fails. progress: probabilities by
+    learning progress. meta: probabilities chosen by a small network whose reward is learning progress."""
     curriculum: tuple[str, ...] | None = None
     """With curriculum: the tasks in the order to learn them. By default the order of --tasks."""
     curriculum_success: float | None = None
@@ -54,9 +57,10 @@ class SamplingFlags:
     curriculum_frames: int | None = None
     """With curriculum: environment steps after which a task is done in any case; no limit."""
     min_task_prob: float | None = None
-    """With curriculum: probability of each task that is done; with progress and meta: least probability; 0.1."""
+    """With success, progress and meta: least probability of a task; with curriculum: probability of each that is done.
+    By default 0.4 / K with success, and 0.3 / K with the others."""
     min_task_weight: float | None = None
-    """With difficulty: least weight of a task in the loss, where all sum to 1; 0.1."""
+    """With difficulty: least weight of a task in the loss, where all sum to 1; 0.3 / K."""
     temperature: float | None = None
     """With difficulty, progress and meta: flattens weights or probabilities; 1."""
     difficulty_by: Literal["success", "loss"] | None = None
@@ -97,7 +101,7 @@ class TrainCommand:
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    sampling: SamplingFlags = field(default_factory=lambda: SamplingFlags.of(UniformConfig()))
+    sampling: SamplingFlags = field(default_factory=lambda: SamplingFlags.of(SuccessConfig()))
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     @classmethod

@@ -54,6 +54,9 @@ class PolicyConfig:
     """Widths of the two hidden layers that all tasks share, and actor and critic too."""
     head: int = 128
     """Width of the hidden layer of each task's head."""
+    bounded_mean: bool = True
+    """Keep the mean actions within [-1, 1], the actions' range, by tanh. A mean far outside drowns the noise: what is
+    clipped to the range is the same whatever the noise, and nothing is explored."""
     init_std: float = 1.0
     """Initial standard deviation of the actions, in units of the action range's half width."""
     learn_std: bool = True
@@ -62,7 +65,7 @@ class PolicyConfig:
     """Show the policy motions and distances instead of positions alone."""
     normalize_observation: bool = True
     """Normalise observations by their running mean and variance."""
-    popart: bool = False
+    popart: bool = True
     """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class LearnerConfig:
     """Minibatches per pass. Leftover frames are dropped, different ones in each pass."""
     lr: float = 3e-4
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
-    target_kl: float | None = 0.02
+    target_kl: float | None = 0.04
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
     final_kl_fraction: float = 0.2
     """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
@@ -95,6 +98,11 @@ class LearnerConfig:
     task_weights: tuple[float, ...] | None = None
     """Fixed weights of the tasks in the loss, times those of the task sampling, in the order of --tasks; any scale. By
     default all are equal."""
+    noise_correlation: float = 0.85
+    """Correlation of the actions' noise from one step to the next in tasks without success; it falls linearly to 0 at a
+    success rate of 50 %. Motions that are kept up find what white noise does not: how to open a drawer."""
+    hold_std: bool = True
+    """Keep the standard deviation of tasks without success at its limit; the lower bound falls likewise."""
     success_bonus: float = 5.0
     """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
     it: a hand 6 cm from the goal gets 9.8 and no success, and one within 5 cm gets 10."""
@@ -125,7 +133,7 @@ class LearnerConfig:
                 *("final_std", "clip_epsilon", "max_grad_norm"),
             ),
             not_negative=("success_bonus", "entropy_coeff", "critic_coeff"),
-            fraction=("gamma", "gae_lambda", "final_kl_fraction"),
+            fraction=("gamma", "gae_lambda", "final_kl_fraction", "noise_correlation"),
         )
 
 

@@ -13,6 +13,7 @@ from mtrl_vec.config.sampling import (
     SAMPLING_CONFIGS,
     CurriculumConfig,
     SamplingConfig,
+    SuccessConfig,
     UniformConfig,
     make_sampling_config,
 )
@@ -44,7 +45,7 @@ class TrainConfig:
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
-    sampling: SamplingConfig = field(default_factory=UniformConfig)
+    sampling: SamplingConfig = field(default_factory=SuccessConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
@@ -203,9 +204,14 @@ PRESETS: dict[str, TrainConfig] = {
         num_steps=64,
         torso=(512, 512),
         head=128,
+        popart=False,
+        bounded_mean=False,
         init_std=1.0,
         final_std=1.0,
         learn_std=False,
+        noise_correlation=0.0,
+        hold_std=False,
+        sampling=UniformConfig(),
         num_epochs=4,
         num_minibatches=24,
         lr=3e-4,

@@ -14,6 +14,7 @@ from torchrl.modules import IndependentNormal
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.learn.device import autocast
+from mtrl_vec.learn.exploration import ActionNoise
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.timing import Timer
 
@@ -34,6 +35,7 @@ class ActingPolicy(TensorDictModuleBase):
         lagging: act with a copy, which `catch_up` brings up to date: ``policy`` may then change at any time.
 
     Attributes:
+        noise: of the actions.
         rows: which rows of a flattened batch are environments, see `mtrl_vec.envs.SimulatorPool`; None if all are.
             The others get actions of zero, and no random numbers are drawn for them.
     """
@@ -50,11 +52,12 @@ class ActingPolicy(TensorDictModuleBase):
         self._policies = policy, copies[0], copies[1]
         self._precision, self._timer, self._mean = config.runtime.precision, timer, mean
         self.rows: Tensor | None = None
-        self._generator = torch.Generator(self.device)
+        generator = torch.Generator(self.device)
         if on_gpu:  # another seed than the minibatches': two generators with the same one would draw the same
-            self._generator.manual_seed(config.seed + 2**32)
+            generator.manual_seed(config.seed + 2**32)
         else:  # continue torch's own stream, which was seeded for the initial weights
-            self._generator.set_state(torch.get_rng_state())
+            generator.set_state(torch.get_rng_state())
+        self.noise = ActionNoise(policy.num_tasks, policy.action_size, generator)
         self._distribution = self._policies[1].distribution
         if on_gpu and config.runtime.compile == "on":
             self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
@@ -72,21 +75,11 @@ class ActingPolicy(TensorDictModuleBase):
             previous.load_state_dict(acting.state_dict())
             acting.load_state_dict(source.state_dict())
 
-    @property
-    def generator_state(self) -> Tensor:
-        """State of the generator that the actions' noise comes from; may be set."""
-        return self._generator.get_state()
-
-    @generator_state.setter
-    def generator_state(self, state: Tensor) -> None:
-        if state.numel() == self._generator.get_state().numel():  # else it is from another kind of device
-            self._generator.set_state(state)
-
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Everything that acting continues from, except the policy; not a copy."""
         source, acting, previous = self._policies
         behind = None if acting is source else previous.state_dict()
-        return {"previous": behind, "generator": self.generator_state}
+        return {"previous": behind, "noise": self.noise.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], *_: Any, **__: Any) -> None:
         """Continue from a `state_dict`, with the policy as it is now."""
@@ -94,7 +87,7 @@ class ActingPolicy(TensorDictModuleBase):
         if acting is not source:
             acting.load_state_dict(source.state_dict())
             previous.load_state_dict(state["previous"])
-        self.generator_state = state["generator"]
+        self.noise.load_state_dict(state["noise"])
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -121,8 +114,7 @@ class ActingPolicy(TensorDictModuleBase):
             loc, scale = self._distribution(observation, task_one_hot, task_idx)
         if self._mean:
             return loc, loc, scale
-        # torch.normal would wait for the device, to check the scale.
-        return loc + scale * torch.randn(loc.shape, device=self.device, generator=self._generator), loc, scale
+        return loc + scale * self.noise(task_idx), loc, scale  # torch.normal would wait for the device
 
     def _act_on_gpu(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         shape, size = observation.shape[:-1], observation.shape[-1]

@@ -4,6 +4,9 @@ Version 1: flat settings, and standard deviations that were limited when they we
 learned. Its policies load; its runs cannot be resumed, since how they learn has changed.
 
 Version 2: states of simulators of one model. Its policies load as they are; its runs cannot be resumed.
+
+Up to version 3 mean actions were unbounded, and noise was white. Policies load with these settings; runs cannot be
+resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 from mtrl_vec.config.sampling import SAMPLING_CONFIGS
 from mtrl_vec.config.train import SECTIONS
 
-VERSION = 3
+VERSION = 4
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
@@ -30,12 +33,20 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
     """
     version = content["version"]
     if version == 1:
-        return _from_version_1(content)
-    if version == 2:
-        return {**content, "version": VERSION, "migrated_from": 2}
+        content = _from_version_1(content)
+    if version in (1, 2, 3):
+        return {**content, "version": VERSION, "migrated_from": version, "config": _before_4(content["config"])}
     if version != VERSION:
         raise ValueError(f"it has version {version} of the format, and this package reads up to {VERSION}")
     return content
+
+
+def _before_4(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings in groups, with what version 4 added as it was before."""
+    policy, learner = dict(config["policy"]), dict(config["learner"])
+    policy["bounded_mean"] = False
+    learner |= {"noise_correlation": 0.0, "hold_std": False}
+    return {**config, "policy": policy, "learner": learner}
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
             kept["policy"][f"{prefix}log_std"] = kept["policy"][f"{prefix}log_std"].clamp(max=limit.log())
     if "ppo" in content:
         kept["reward_scale"] = content["ppo"]["reward_scale"]
-    return {"version": VERSION, "migrated_from": 1, "config": _nested(content["config"]), **kept}
+    return {"config": _nested(content["config"]), **kept}
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

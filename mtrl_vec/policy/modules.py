@@ -63,23 +63,29 @@ class Torso(nn.Module):
 
 
 class ActorHeads(nn.Module):
-    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, up to a limit.
+    """Mean and standard deviation of the actions; the latter is one parameter per task and dimension, within bounds.
 
-    The limit is kept by projection: `project_std` clamps the parameter after each optimiser step. A limit inside of
+    The bounds are kept by projection: `project_std` clamps the parameter after each optimiser step. A limit inside of
     `std` would have no gradient beyond it, and training starts on the limit: what the first step had moved beyond it
     would never learn again.
+
+    Attributes:
+        std_limit: upper bound.
+        std_floor: lower bound per task as a fraction of the limit, [K].
     """
 
     std_limit: Tensor
+    std_floor: Tensor
 
     def __init__(self, config: PolicyConfig, num_tasks: int, action_size: int) -> None:
         super().__init__()
         # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
         self.heads = TaskHeads(num_tasks, config.torso[1], config.head, action_size, 0.01)
         log_std = torch.full((num_tasks, action_size), math.log(config.init_std))
-        self.learn_std = config.learn_std
+        self.bounded_mean, self.learn_std = config.bounded_mean, config.learn_std
         self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
         self.register_buffer("std_limit", torch.tensor(config.init_std))
+        self.register_buffer("std_floor", torch.zeros(num_tasks), persistent=False)  # set anew in each iteration
 
     def std(self) -> Tensor:
         """Standard deviation per task and dimension, [K, A]."""
@@ -87,14 +93,18 @@ class ActorHeads(nn.Module):
 
     @torch.no_grad()
     def project_std(self) -> None:
-        """Clamp standard deviations to the limit, or set them to it if they do not learn: in place, without waiting."""
+        """Clamp standard deviations to their bounds, or set them to the limit if they do not learn: in place, without
+        waiting."""
         limit = self.std_limit.log()
-        self.log_std.copy_(torch.minimum(self.log_std, limit) if self.learn_std else limit.expand_as(self.log_std))
+        within = self.log_std.clamp(limit + self.std_floor.log()[:, None], limit)
+        self.log_std.copy_(within if self.learn_std else limit.expand_as(self.log_std))
 
     def forward(self, hidden: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor]:
         """[..., H], [...] -> loc [..., A], scale [..., A], float32 also under autocast."""
         rows = task_idx.flatten()
         loc = self.heads(hidden.flatten(0, -2), rows)
+        if self.bounded_mean:
+            loc = loc.tanh()
         scale = self.std().index_select(0, rows)
         shape = (*task_idx.shape, loc.shape[-1])
         return loc.view(shape), scale.view(shape)

@@ -86,6 +86,11 @@ class SharedPolicy(nn.Module):
         self.actor_heads[0].module.std_limit.fill_(limit)
         self.project_std()
 
+    def hold_std(self, fractions: Tensor) -> None:
+        """Keep the standard deviations of each task at or above this fraction of the limit, [K], from now on."""
+        self.actor_heads[0].module.std_floor.copy_(fractions)
+        self.project_std()
+
     def project_std(self) -> None:
-        """Clamp the standard deviations to their limit: after every step of an optimiser."""
+        """Clamp the standard deviations to their bounds: after every step of an optimiser."""
         self.actor_heads[0].module.project_std()

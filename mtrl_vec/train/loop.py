@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.diagnosis import explained
+from mtrl_vec.learn.exploration import exploration
 from mtrl_vec.train.checkpoints import header
 from mtrl_vec.train.metrics import Stopwatch, machine_columns, prefixed, std_columns
 from mtrl_vec.train.run import Run
@@ -49,6 +52,7 @@ class Trainer(Run):
         with self.timer("task_sampling"):
             weights = loss_weights(self.task_sampling.task_weights, self.config.learner.task_weights)
             self.learner.set_task_weights(weights)
+        self.explore(exploration(self.statistics.success, unknown=self.untrained))
         last = self.progress.iteration + 1 == self.progress.num_iterations
         try:
             rollout, metrics = self.pipeline(self.task_sampling.task_probs, last)
@@ -62,6 +66,13 @@ class Trainer(Run):
             self.task_sampling.update(self.task_statistics(metrics))
         by_task = zip(self.config.tasks, weights, strict=True)
         return prefixed(metrics | {f"{task}/weight": weight for task, weight in by_task})
+
+    def explore(self, amount: NDArray[np.float64]) -> None:
+        """Let each task explore as much as it has to, [K], from now on."""
+        learner = self.config.learner
+        self.acting.noise.set_correlation(learner.noise_correlation * amount)
+        if learner.hold_std:
+            self.policy.hold_std(torch.from_numpy(amount))
 
     def task_statistics(self, metrics: dict[str, float]) -> TaskStatistics:
         """What task sampling looks at, of the iteration that is just over."""

@@ -36,7 +36,7 @@ def single_threaded() -> Iterator[None]:
 class Rollouts:
     """Rollouts of all environments of a run, one after the other.
 
-    Simulators start with the first rollout. If one dies, all simulators and the generator of the actions' noise are
+    Simulators start with the first rollout. If one dies, all simulators and the noise of the actions are
     restored to the end of the last rollout, so that results are unaffected.
 
     Args:
@@ -67,11 +67,11 @@ class Rollouts:
         Raises:
             WorkerDied: simulators died more often than allowed.
         """
-        noise = self._acting.generator_state
+        noise = self._acting.noise.state_dict()
 
         def restart() -> None:
             self._start(task_probs)
-            self._acting.generator_state = noise
+            self._acting.noise.load_state_dict(noise)
 
         rollout, self._simulators = self._recovery(lambda: self._attempt(task_probs), restart)
         return rollout

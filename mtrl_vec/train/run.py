@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 
@@ -72,8 +73,10 @@ class Run:
         torch.manual_seed(config.seed)
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
         self.policy = SharedPolicy.for_tasks(config.policy, config.tasks).to(self.device)
+        self.untrained = np.ones(config.num_tasks)  # [K]; 0 for tasks that the policy to start from knows
         if warm_start is not None:
             warm_start.copy_policy(self.policy)
+            self.untrained[[config.tasks.index(task) for task in warm_start.known]] = 0.0
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.learner.overlap)
         self.learner = PPO(config, self.policy, self.timer, self.acting.previous)
         if warm_start is not None:

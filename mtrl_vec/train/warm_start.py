@@ -20,7 +20,7 @@ from mtrl_vec.policy.checkpoint import checkpoints, find_checkpoint, load_checkp
 from mtrl_vec.tasks.layout import layout_of
 from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
 
-_SAME = ("torso", "head", "relative_features", "normalize_observation", "popart")
+_SAME = ("torso", "head", "relative_features", "normalize_observation", "bounded_mean", "popart")
 """Fields of `PolicyConfig` that have to be equal for weights to fit."""
 _SAME_LEARNER = ("normalize_reward", "success_bonus", "gamma")
 """Fields of `LearnerConfig` that decide in which units the critic predicts."""

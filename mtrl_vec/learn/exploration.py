@@ -1,0 +1,77 @@
+"""Exploration: how much of it a task needs, and the noise of the actions.
+
+Shapes: ``B`` environments, ``A`` action size, ``K`` tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ENOUGH_SUCCESS = 0.5
+"""Success rate from which on a task explores no more than its policy wants to."""
+
+
+def exploration(success: NDArray[np.float64], unknown: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each task has to explore, [K]: 1 at a success rate of 0, falling linearly to 0 at `ENOUGH_SUCCESS`.
+
+    Reward alone may lead to a place that is not success, and where less noise always pays: a hand at a drawer's handle,
+    which would have to lose some reward in order to pull.
+
+    Args:
+        success: success rates, [K]; NaN where there is none yet.
+        unknown: what to return there, [K].
+    """
+    return np.where(np.isnan(success), unknown, np.clip(1 - success / ENOUGH_SUCCESS, 0.0, 1.0))
+
+
+class ActionNoise:
+    """Standard normal noise, a sequence for each environment and action dimension: AR(1) with a coefficient per task.
+
+    ``n_t = rho n_(t-1) + sqrt(1 - rho^2) w_t``, where w is white. Each value by itself is standard normal, whatever
+    ``rho``, so that log-probabilities are those of white noise; what PPO then neglects is that the values of successive
+    steps are not independent. A push that lasts for several steps opens a door; white noise takes back in the next step
+    what it did in the last. (Hollenstein et al. 2024, "Colored Noise in PPO", for noise of other spectra.)
+
+    Args:
+        num_tasks, action_size: ``K`` and ``A``.
+        generator: of the white noise, on the device that it is wanted on.
+
+    Attributes:
+        correlation: [K], the coefficients ``rho`` in [0, 1).
+    """
+
+    def __init__(self, num_tasks: int, action_size: int, generator: torch.Generator) -> None:
+        self.generator, self._action_size = generator, action_size
+        self.correlation = torch.zeros(num_tasks, device=generator.device)
+        self._last: Tensor | None = None
+
+    def __call__(self, task_idx: Tensor) -> Tensor:
+        """Noise [..., A] of the next step of all environments, whose tasks are [...]."""
+        shape = (*task_idx.shape, self._action_size)
+        white = torch.randn(shape, device=task_idx.device, generator=self.generator).flatten(0, -2)
+        if self._last is None:
+            self._last = white  # as stationary as any
+        else:
+            rho = self.correlation.index_select(0, task_idx.flatten())[:, None]
+            self._last = rho * self._last + (1 - rho**2).sqrt() * white
+        return self._last.view(shape)
+
+    def set_correlation(self, correlation: NDArray[np.float64]) -> None:
+        """Take other coefficients from the next step on, [K]."""
+        self.correlation.copy_(torch.from_numpy(correlation))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the noise continues from, but for the coefficients; not a copy."""
+        return {"generator": self.generator.get_state(), "last": self._last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self._last = None if state["last"] is None else state["last"].to(self.correlation.device)
+        if state["generator"].numel() == self.generator.get_state().numel():  # else it is from another kind of device
+            self.generator.set_state(state["generator"])
