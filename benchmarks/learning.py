@@ -2,8 +2,9 @@
 
 A study is a list of cells: one training run each, evaluated under Meta-World's official protocol. Cells that already
 have a row in the results are skipped, cells that were trained but not evaluated are only evaluated, and interrupted
-training is resumed. Results go to ``benchmarks/learning/``: ``results.csv`` with a row per cell, written as soon as the
-cell finishes, ``curves.csv.xz`` with the metrics of all iterations (see ``curves.py``), and a picture.
+training is resumed. Results go to ``benchmarks/learning/`` for three tasks, and to ``benchmarks/learning_mt10/`` and
+``benchmarks/learning_mt50/``: ``results.csv`` with a row per cell, written as soon as the cell finishes,
+``curves.csv.xz`` with the metrics of all iterations (see ``curves.py``), and a picture.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import curves
 import numpy as np
@@ -35,17 +37,19 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import write_atomically
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, PRETRAINED, load_latest
-from mtrl_vec.tasks.suite import MT3
+from mtrl_vec.tasks.suite import MT3, TASK_SETS
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import resumed_config
 
 FOLDER = Path(__file__).parent / "learning"
-RESULTS = FOLDER / "results.csv"
 RUNS = Path("runs") / "learning"
+RESULTS = "results.csv"
 PACKAGE = Path(mtrl_vec.policy.__file__).parent
 """Folder of the pretrained policy."""
 TASK_NAMES = tuple(task.name for task in MT3)
 THRESHOLDS = (0.9, 0.98)
+ALONE_FRAMES = 500_000
+"""Length of the runs of single tasks beside ten or fifty: more than a task's part of the frames of all."""
 
 ABLATION = {
     "no-reward-scale": "--no-normalize-reward",
@@ -54,9 +58,20 @@ ABLATION = {
     "constant-lr": "--target-kl None",
     "absolute-inputs": "--no-relative-features",
     "tutorial": "--preset tutorial",
-    **{f"{name}-alone": f"--tasks {name}" for name in TASK_NAMES},
 }
 """The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1``."""
+
+EXPLORATION = {
+    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --task-sampling uniform",
+    "white-noise": "--noise-correlation 0",
+    "free-std": "--no-hold-std",
+    "unbounded-mean": "--no-bounded-mean",
+    "no-popart": "--no-popart",
+    "uniform-sampling": "--task-sampling uniform",
+    "half-kl": "--target-kl 0.02",
+    "360-envs": "--num-envs 360",
+}
+"""The same for ten and fifty tasks: what finds the tasks that are hard to find."""
 
 VARIANTS = {
     "bf16": "--seed 1 --precision bf16",
@@ -74,17 +89,21 @@ Row = dict[str, object]
 class Args:
     """Train with the default settings on each seed, evaluate, and draw the learning curves.
 
-    Example: python benchmarks/learning.py --seeds 1 2 3
+    Example: python benchmarks/learning.py --suite MT10 --seeds 1 2 3
     """
 
+    suite: Literal["MT3", "MT10", "MT50"] = "MT3"
+    """Tasks to train on together."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals per task each."""
     ablation: bool = False
-    """Also run the ablation with seed 1: one design choice removed at a time, and each task alone."""
+    """Also run the ablation with seed 1: one design choice removed at a time."""
+    alone: bool = False
+    """Also train on each task alone, with seed 1."""
     variants: bool = False
-    """Also train in bf16, with collection and learning overlapped, and with the batch sizes of the GPU preset."""
+    """Also train three tasks in bf16, with collecting and learning overlapped, and with the GPU preset's batch size."""
     ship: str | None = None
     """Make the best policy of this cell the pretrained one of the package, with its row of the results beside it."""
     report_only: bool = False
@@ -93,12 +112,33 @@ class Args:
 
 def cells(args: Args) -> dict[str, list[str]]:
     """The training flags of all cells by name."""
-    study = {f"seed{seed}": ["--seed", str(seed)] for seed in args.seeds}
+    of_three = args.suite == "MT3"
+    tasks = [] if of_three else ["--tasks", args.suite]
+    study = {f"seed{seed}": [*tasks, "--seed", str(seed)] for seed in args.seeds}
     if args.ablation:
-        study |= {name: ["--seed", "1", *shlex.split(flags)] for name, flags in ABLATION.items()}
-    if args.variants:
+        removed = ABLATION if of_three else EXPLORATION
+        study |= {name: [*tasks, "--seed", "1", *shlex.split(flags)] for name, flags in removed.items()}
+    if args.alone:
+        length = [] if of_three else ["--total-frames", str(ALONE_FRAMES)]
+        study |= {f"{name}-alone": ["--seed", "1", "--tasks", name, *length] for name in task_names(args.suite)}
+    if args.variants and of_three:
         study |= {name: shlex.split(flags) for name, flags in VARIANTS.items()}
     return study
+
+
+def task_names(suite: str) -> tuple[str, ...]:
+    """Names of the tasks of a set."""
+    return tuple(task.name for task in TASK_SETS[suite])
+
+
+def runs_of(suite: str) -> Path:
+    """Where the runs of a set go."""
+    return RUNS if suite == "MT3" else RUNS.with_name(f"{RUNS.name}_{suite.lower()}")
+
+
+def folder_of(suite: str) -> Path:
+    """Where the results of a set go."""
+    return FOLDER if suite == "MT3" else FOLDER.with_name(f"{FOLDER.name}_{suite.lower()}")
 
 
 def run(*arguments: str) -> None:
@@ -119,7 +159,7 @@ def is_same_run(config: TrainConfig, other: TrainConfig) -> bool:
     """Whether resolved settings mean the same run: of the runtime settings only length and precision matter."""
 
     def key(config: TrainConfig) -> TrainConfig:
-        runtime = RuntimeConfig(total_frames=config.runtime.total_frames, precision=config.runtime.precision)
+        runtime = RuntimeConfig(total_frames=config.total_frames, precision=config.runtime.precision)
         return dataclasses.replace(config, runtime=runtime)
 
     return key(config) == key(other)
@@ -132,7 +172,7 @@ def is_trained(run_dir: Path, wanted: TrainConfig) -> bool:
         frames = read_metrics(run_dir / "metrics.csv")["frames"][-1]
     except (OSError, ValueError, KeyError, TypeError, InputError):  # missing, incomplete, or of another version
         return False
-    return is_same_run(config, wanted) and frames >= wanted.runtime.total_frames
+    return is_same_run(config, wanted) and frames >= wanted.total_frames
 
 
 def is_resumable(run_dir: Path, wanted: TrainConfig) -> bool:
@@ -166,9 +206,22 @@ def first_reached(metrics: dict[str, np.ndarray], reached: np.ndarray) -> tuple[
 
 
 def measure(
-    name: str, flags: Sequence[str], eval_seeds: Sequence[int], folder: Path | None = None, runs: Path | None = None
+    name: str,
+    flags: Sequence[str],
+    eval_seeds: Sequence[int],
+    *,
+    folder: Path | None = None,
+    runs: Path | None = None,
+    tasks: Sequence[str] = TASK_NAMES,
 ) -> Row:
-    """Train and evaluate a cell, and add its metrics to the curves in ``folder``. Returns its row of the results."""
+    """Train and evaluate a cell, and add its metrics to the curves in ``folder``. Returns its row of the results.
+
+    Args:
+        name, flags: of the cell.
+        eval_seeds: of the official evaluation.
+        folder, runs: of the results, and of the runs.
+        tasks: that have columns in the results, whether the cell trains on them or not.
+    """
     folder, runs = folder or FOLDER, runs or RUNS
     run_dir = runs / name
     train(run_dir, flags)
@@ -181,16 +234,20 @@ def measure(
     row: Row = {"cell": name, "frames": int(metrics["frames"][-1])}
     row["minutes"] = round(metrics["time/elapsed"][-1] / 60, 1)
     row["evaluation_share"] = round(metrics["time/evaluate"][-1] / metrics["time/elapsed"][-1], 4)
-    for task in TASK_NAMES:
+    trained = [task for task in tasks if f"eval/{task}/success_rate" in score]
+    for task in tasks:
         success = f"eval/{task}/success_rate"
-        row[success] = round(score[success], 4) if success in score else ""
+        row[success] = round(score[success], 4) if task in trained else ""
         for threshold in THRESHOLDS:
             columns = f"{task}/frames_to_{threshold}", f"{task}/minutes_to_{threshold}"
             row |= dict.fromkeys(columns, "")
-            if success in score:
-                row |= zip(
-                    columns, first_reached(metrics, metrics[f"train/{task}/success_rate"] >= threshold), strict=True
-                )
+            if task in trained:
+                reached = first_reached(metrics, metrics[f"train/{task}/success_rate"] >= threshold)
+                row |= zip(columns, reached, strict=True)
+    rates = np.array([metrics[f"train/{task}/success_rate"] for task in trained])
+    for threshold in THRESHOLDS:
+        columns = f"all/frames_to_{threshold}", f"all/minutes_to_{threshold}"
+        row |= zip(columns, first_reached(metrics, (rates >= threshold).all(0)), strict=True)
     mean = "eval/mean_success_rate"
     row[mean] = round(score[mean], 4)
     row["evaluated"], row["evaluated_frames"] = Path(score["checkpoint"]).name, score["frames"]
@@ -218,31 +275,38 @@ def write_results(rows: Sequence[Row], results: Path) -> None:
     write_atomically(results, text.getvalue().encode())
 
 
-def ship(cell: str) -> None:
-    """Make the best policy of a cell the pretrained one of the package, with its row of the results beside it."""
-    row = next(row for row in read_results(RESULTS) if row["cell"] == cell)
-    best = RUNS / cell / BEST_NAME
+def ship(cell: str, suite: str) -> None:
+    """Make the best policy of a cell the pretrained one of its tasks, with its row of the results beside it."""
+    results = folder_of(suite) / RESULTS
+    row = next(row for row in read_results(results) if row["cell"] == cell)
+    best = runs_of(suite) / cell / BEST_NAME
     policy = best.read_bytes() if best.exists() else b""
     if hashlib.sha256(policy).hexdigest() != row["sha256"]:
-        raise InputError(f"--ship {cell}: {best} is not the policy of its row in {RESULTS}; remove the row to redo it")
-    write_atomically(PACKAGE / f"{PRETRAINED}.pt", policy)
-    write_atomically(PACKAGE / f"{PRETRAINED}.json", (json.dumps(row, indent=2) + "\n").encode())
+        raise InputError(f"--ship {cell}: {best} is not the policy of its row in {results}; remove the row to redo it")
+    name = PRETRAINED[suite]
+    write_atomically(PACKAGE / f"{name}.pt", policy)
+    provenance = {column: value for column, value in row.items() if value != ""}
+    write_atomically(PACKAGE / f"{name}.json", (json.dumps(provenance, indent=2) + "\n").encode())
 
 
-def report(rows: Sequence[Row]) -> str:
-    """A Markdown table of cells: success per task, then the frames and minutes until it was reached in training."""
-    short = [name.removesuffix("-v3") for name in TASK_NAMES]
+def report(rows: Sequence[Row], tasks: Sequence[str] = TASK_NAMES) -> str:
+    """A Markdown table of cells: success per task, then the frames and minutes until it was reached in training.
+
+    Of more than three tasks, until all of them had reached it at once.
+    """
+    short = [name.removesuffix("-v3") for name in tasks]
+    timed = dict(zip(tasks, short, strict=True)) if len(tasks) <= 3 else {"all": "all"}
     head = ["cell", *short, "mean", "frames", "minutes"]
-    head += [f"{task} to {threshold:.0%}" for task in short for threshold in THRESHOLDS]
+    head += [f"{name} to {threshold:.0%}" for name in timed.values() for threshold in THRESHOLDS]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
         line = [str(row["cell"])]
-        line += [_number(row[f"eval/{task}/success_rate"], "{:.3f}") for task in TASK_NAMES]
+        line += [_number(row[f"eval/{task}/success_rate"], "{:.3f}") for task in tasks]
         line += [_number(row["eval/mean_success_rate"], "{:.3f}")]
         line += [f"{float(str(row['frames'])) / 1e6:.1f}M", _number(row["minutes"], "{:.1f}")]
-        for task in TASK_NAMES:
+        for name in timed:
             for threshold in THRESHOLDS:
-                frames, minutes = row[f"{task}/frames_to_{threshold}"], row[f"{task}/minutes_to_{threshold}"]
+                frames, minutes = row[f"{name}/frames_to_{threshold}"], row[f"{name}/minutes_to_{threshold}"]
                 if frames != "" and math.isnan(float(str(frames))):
                     line.append("never")
                 else:
@@ -258,26 +322,28 @@ def _number(value: object, form: str) -> str:
 
 def study(args: Args) -> None:
     """Measure the cells that are missing, and report all."""
-    FOLDER.mkdir(exist_ok=True)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    rows = read_results(RESULTS)
+    folder, runs, tasks = folder_of(args.suite), runs_of(args.suite), task_names(args.suite)
+    folder.mkdir(exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    results = folder / RESULTS
+    rows = read_results(results)
     measured, wanted = {row["cell"] for row in rows}, {} if args.report_only else cells(args)
     if args.ship is not None and args.ship not in measured | wanted.keys():
         known = ", ".join(sorted(map(str, measured | wanted.keys())))
         raise InputError(f"--ship {args.ship}: there is no such cell, only {known}")
     for name, flags in wanted.items():
         if name in measured:
-            progress(f"{name} is in {RESULTS} already")
+            progress(f"{name} is in {results} already")
             continue
-        rows.append(measure(name, flags, args.eval_seeds))
-        write_results(rows, RESULTS)
+        rows.append(measure(name, flags, args.eval_seeds, folder=folder, runs=runs, tasks=tasks))
+        write_results(rows, results)
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
-    print(report(rows))
+    print(report(rows, tasks))
     if seeds := [str(row["cell"]) for row in rows if str(row["cell"]).startswith("seed")]:
-        curves.draw(FOLDER, seeds, FOLDER / "learning.png")
+        curves.draw(folder, seeds, folder / "learning.png")
     if args.ship is not None:
-        ship(args.ship)
+        ship(args.ship, args.suite)
 
 
 def main() -> int:

@@ -30,19 +30,21 @@ MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
 TO_MEAN, TO_ALL = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
 MINUTES_TO_MEAN = f"minutes_to_mean_{MEAN_SUCCESS}"
 
+BEFORE = "--target-kl 0.02 --noise-correlation 0 --no-hold-std --no-bounded-mean"
+"""The defaults at the time of the study, but for what its cells differ in."""
 METHODS = {
-    "uniform": "",
-    "random": "--task-sampling random",
-    "curriculum": "--task-sampling curriculum",
-    "curriculum-no-floor": "--task-sampling curriculum --min-task-prob 0",
-    "difficulty": "--task-sampling difficulty",
-    "difficulty-loss": "--task-sampling difficulty --difficulty-by loss",
-    "progress": "--task-sampling progress",
-    "meta": "--task-sampling meta",
-    "pcgrad": "--gradient-method pcgrad",
-    "cagrad": "--gradient-method cagrad",
-    "popart": "--popart",
-    "popart-only": "--popart --no-normalize-reward",
+    "uniform": "--task-sampling uniform --no-popart",
+    "random": "--task-sampling random --no-popart",
+    "curriculum": "--task-sampling curriculum --no-popart",
+    "curriculum-no-floor": "--task-sampling curriculum --min-task-prob 0 --no-popart",
+    "difficulty": "--task-sampling difficulty --no-popart",
+    "difficulty-loss": "--task-sampling difficulty --difficulty-by loss --no-popart",
+    "progress": "--task-sampling progress --no-popart",
+    "meta": "--task-sampling meta --no-popart",
+    "pcgrad": "--task-sampling uniform --no-popart --gradient-method pcgrad",
+    "cagrad": "--task-sampling uniform --no-popart --gradient-method cagrad",
+    "popart": "--task-sampling uniform",
+    "popart-only": "--task-sampling uniform --no-normalize-reward",
 }
 """The methods that are screened, and their flags."""
 
@@ -78,11 +80,14 @@ def cells(args: Args) -> dict[str, list[str]]:
     if args.finalists and not args.final_seeds:
         raise InputError("final_seeds is empty: name at least one, for example --final-seeds 1 2 3")
     frames = "--total-frames"
-    study = {name: [*METHODS[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only}
+    before = BEFORE.split()
+    study = {
+        name: [*before, *METHODS[name].split(), "--seed", "1", frames, str(args.screen_frames)] for name in args.only
+    }
     length = f"{args.final_frames / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
     for seed in args.final_seeds:
         for name in args.finalists:
-            flags = [*METHODS[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
+            flags = [*before, *METHODS[name].split(), "--seed", str(seed), frames, str(args.final_frames)]
             study[f"{name}-{length}-seed{seed}"] = flags
     for flags in study.values():
         parse_train(flags)  # find mistakes before the first one runs

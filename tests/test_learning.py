@@ -76,7 +76,6 @@ def test_runs_are_the_same_if_they_learn_the_same_for_as_long(changes, same) -> 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "FOLDER", tmp_path)
-    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.csv")
     monkeypatch.setattr(learning, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(curves, "draw", lambda folder, cells, out: None)
     return tmp_path
@@ -94,7 +93,7 @@ def row_of(name: str, success: float) -> learning.Row:
 def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, monkeypatch, capsys) -> None:
     measured = []
 
-    def measure(name, flags, eval_seeds):
+    def measure(name, flags, eval_seeds, **places):
         measured.append((name, flags))
         if name == "seed3":
             raise RuntimeError("out of memory")
@@ -193,7 +192,7 @@ def flat(config: TrainConfig) -> dict[str, object]:
 
 def test_the_ablation_changes_one_thing_at_a_time() -> None:
     """Every cell is a valid configuration that differs from the reference by what its name says."""
-    cells = learning.cells(learning.Args(seeds=(1,), ablation=True, variants=True))
+    cells = learning.cells(learning.Args(seeds=(1,), ablation=True, alone=True, variants=True))
     settings = {name: flat(parse_train(flags)) for name, flags in cells.items()}
     reference = settings["seed1"]
     changed = {name: {k for k, v in values.items() if v != reference[k]} for name, values in settings.items()}
@@ -203,3 +202,17 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
     assert changed.pop("bf16-seed2") == changed.pop("bf16-seed3") == {"seed", "precision"}
     assert len(changed) == 10
     assert all(len(fields) == 1 for fields in changed.values()), changed
+
+
+def test_so_does_the_one_of_ten_tasks_but_for_the_plain_control() -> None:
+    cells = learning.cells(learning.Args(suite="MT10", seeds=(1, 2), ablation=True, alone=True))
+    settings = {name: flat(parse_train(flags)) for name, flags in cells.items()}
+    reference = settings.pop("seed1")
+    assert len(reference["tasks"]) == 10 and settings.pop("seed2") == reference | {"seed": 2}
+    changed = {name: {k for k in reference if values.get(k) != reference[k]} for name, values in settings.items()}
+    alone = {name: changed.pop(name) for name in list(changed) if name.endswith("-alone")}
+    assert len(alone) == 10 and all(fields == {"tasks", "total_frames"} for fields in alone.values())
+    plain = {"noise_correlation", "hold_std", "bounded_mean", "popart", "method", "min_task_prob"}
+    assert changed.pop("plain") == plain
+    assert changed.pop("uniform-sampling") == {"method", "min_task_prob"}
+    assert len(changed) == 6 and all(len(fields) == 1 for fields in changed.values()), changed

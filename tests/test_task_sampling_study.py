@@ -63,8 +63,10 @@ def test_screening_first_and_finals_by_seed() -> None:
         task_sampling.Args(only=("uniform", "meta"), finalists=("uniform", "pcgrad"), final_frames=7_500_000)
     )
     assert list(cells) == ["uniform", "meta", *(f"{n}-7.5M-seed{s}" for s in (1, 2, 3) for n in ("uniform", "pcgrad"))]
-    assert cells["meta"] == ["--task-sampling", "meta", "--seed", "1", "--total-frames", "2000000"]
-    assert cells["pcgrad-7.5M-seed3"] == ["--gradient-method", "pcgrad", "--seed", "3", "--total-frames", "7500000"]
+    meta, pcgrad = (parse_train(cells[name]) for name in ("meta", "pcgrad-7.5M-seed3"))
+    assert (meta.sampling.name, meta.seed, meta.total_frames) == ("meta", 1, 2_000_000)
+    assert (pcgrad.learner.gradient_method, pcgrad.seed, pcgrad.total_frames) == ("pcgrad", 3, 7_500_000)
+    assert pcgrad.sampling.name == "uniform" and pcgrad.learner.target_kl == 0.02 and not pcgrad.policy.popart
     (groups,) = task_sampling.finals([{"cell": name} for name in cells]).values()
     assert {name: list(group) for name, group in groups.items()} == {"uniform": [1, 2, 3], "pcgrad": [1, 2, 3]}
     assert list(task_sampling.cells(task_sampling.Args())) == list(task_sampling.METHODS)

@@ -22,8 +22,8 @@ from mtrl_vec.policy.migrations import VERSION, migrate
 FORMAT = "mtrl_vec checkpoint"
 BEST_NAME = "best.pt"
 """The policy of a run that did best in the evaluations while training, without the rest of the run's state."""
-PRETRAINED = "pretrained"
-"""Names the policy that is included in the package."""
+PRETRAINED = {"MT3": "pretrained", "MT10": "pretrained-mt10"}
+"""Names of the policies that are included in the package, by the set of their tasks."""
 
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
@@ -54,20 +54,21 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint file that a path means.
 
     Args:
-        path: the file itself; the folder of a run, for its best policy, or the latest where it has none yet; or
-            ``pretrained``, for the policy that is included in the package.
+        path: the file itself; the folder of a run, for its best policy, or the latest where it has none yet; or one
+            of `PRETRAINED`, for a policy that is included in the package.
 
     Raises:
         InputError: there is none.
     """
-    if path == Path(PRETRAINED) and not path.exists():
-        candidates = [Path(__file__).parent / f"{PRETRAINED}.pt"]
+    if str(path) in PRETRAINED.values() and not path.exists():
+        candidates = [Path(__file__).parent / f"{path}.pt"]
     else:
         candidates = [path / BEST_NAME, *checkpoints(path)] if path.is_dir() else [path]
     for file in candidates:
         if file.is_file():
             return file
-    raise InputError(f"no checkpoint at {path}: give a checkpoint file, the folder of a run, or {PRETRAINED!r}")
+    included = " or ".join(PRETRAINED.values())
+    raise InputError(f"no checkpoint at {path}: give a checkpoint file, the folder of a run, or {included}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def load_policy(path: Path | str) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
     Args:
-        path: a checkpoint file; the folder of a run, for its best policy; or ``pretrained``, for the one that is
-            included in the package.
+        path: a checkpoint file; the folder of a run, for its best policy; or ``pretrained`` or ``pretrained-mt10``, for
+            those that are included in the package.
 
     Raises:
         InputError: see `mtrl_vec.policy.checkpoint.load_checkpoint`; also a checkpoint that does not fit this version.
