@@ -37,7 +37,7 @@ from processes import (
         (["--total-frames", "0"], "total_frames is 0: it must be positive"),
         (["--tasks", "MT10", "door-open"], "task 'door-open-v3' is given and is in MT10: name each task once"),
         (
-            ["--tasks", "MT50", "--num-envs", "40"],
+            ["--tasks", "MT50", "--num-envs", "40", "--task-sampling", "uniform"],
             "num_envs is 40: it must be at least the 50 tasks: with --task-sampl",
         ),
         (["--num-envs", "-3"], "num_envs is -3: it must be positive"),
@@ -147,7 +147,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         "torn": today | {"x": torch.zeros(9999)},
         "other": today | {"policy": {}, "frames": 1},
         "odd": today | {"config": None},
-        "newer": today | {"version": 4},
+        "newer": today | {"version": 5},
         "unnumbered": today | {"version": "2"},
         "old and odd": {"format": "mtrl_vec checkpoint 1", "config": None},
         "old and foreign": {"format": "mtrl_vec checkpoint 0", "config": None},
@@ -167,7 +167,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         ("other", "does not fit this version"),
         ("odd", "does not fit this version"),
         ("old and odd", "does not fit this version"),
-        ("newer", "does not fit this version of mtrl_vec (it has version 4 of the format, and this package reads up"),
+        ("newer", "does not fit this version of mtrl_vec (it has version 5 of the format, and this package reads up"),
     ]:
         assert main(["eval", str(tmp_path / f"{name}.pt")]) == 2, name
         err = capsys.readouterr().err

@@ -16,6 +16,8 @@ from PIL import Image
 
 from mtrl_vec.errors import InputError
 
+STUDIES = [learning.FOLDER, learning.folder_of("MT10"), task_sampling.FOLDER]
+
 
 def metrics_of(*frames: float) -> curves.Metrics:
     rows = len(frames)
@@ -69,7 +71,7 @@ def test_what_cannot_be_read(tmp_path) -> None:
             curves.read(tmp_path)
 
 
-@pytest.mark.parametrize("folder", [learning.FOLDER, task_sampling.FOLDER], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_every_cell_of_a_study_has_its_curves(folder) -> None:
     cells = curves.read(folder)
     with (folder / "results.csv").open() as file:
@@ -80,7 +82,7 @@ def test_every_cell_of_a_study_has_its_curves(folder) -> None:
         assert (np.diff(metrics["frames"]) > 0).all(), name
 
 
-@pytest.mark.parametrize("folder", [learning.FOLDER, task_sampling.FOLDER], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_what_the_text_of_a_study_names_exists(folder) -> None:
     text = (folder / "README.md").read_text()
     targets = re.findall(r"\]\(((?!http)[^)#]+)", text) + re.findall(r"`([\w.-]+\.(?:csv|csv\.xz|png|svg))`", text)
@@ -92,6 +94,7 @@ def test_what_the_text_of_a_study_names_exists(folder) -> None:
     ("folder", "picture", "pattern"),
     [
         (learning.FOLDER, "learning.png", "seed*"),
+        (learning.folder_of("MT10"), "learning.png", "seed*"),
         (task_sampling.FOLDER, "finals-5M.png", "*-5M-seed*"),
     ],
 )

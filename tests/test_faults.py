@@ -270,7 +270,8 @@ def test_updates_without_finite_numbers_are_skipped_and_counted(tmp_path) -> Non
 @pytest.mark.parametrize("key", [("next", "reward"), "observation"])
 def test_a_run_that_diverges_at_once_says_why_and_keeps_the_evidence(tmp_path, key) -> None:
     """From a simulator that returns what is not a number for one task: nothing but that task is blamed."""
-    run = Trainer(tiny_config(run_dir=tmp_path / "run", **SETTINGS | {"max_skipped_updates": 4, "num_minibatches": 1}))
+    changes = {"max_skipped_updates": 4, "num_minibatches": 1, "sampling": "uniform"}
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", **SETTINGS | changes))
     collect = run.rollouts.collect
 
     def collect_nonsense(task_probs):

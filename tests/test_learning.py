@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import pytest
 from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.commands.curves import read_metrics
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
+from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.checkpoint import PRETRAINED, load_checkpoint, save_checkpoint
 from mtrl_vec.train.resolve import resolve
 
 
@@ -159,8 +161,13 @@ def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
     assert load_checkpoint(package / "pretrained.pt")["frames"] == 123
 
 
-def test_the_pretrained_policy_is_in_the_package() -> None:
-    assert (learning.PACKAGE / "pretrained.pt").is_file() and (learning.PACKAGE / "pretrained.json").is_file()
+@pytest.mark.parametrize("suite", PRETRAINED)
+def test_the_pretrained_policies_are_in_the_package_and_of_their_tasks(suite) -> None:
+    name = PRETRAINED[suite]
+    assert load_policy(name).tasks == learning.task_names(suite)
+    provenance = json.loads((learning.PACKAGE / f"{name}.json").read_text())
+    assert provenance["sha256"] == hashlib.sha256((learning.PACKAGE / f"{name}.pt").read_bytes()).hexdigest()
+    assert all(float(provenance[f"eval/{task}/success_rate"]) > 0.9 for task in learning.task_names(suite))
 
 
 def test_interrupted_training_is_resumed_and_with_other_settings_starts_anew(tmp_path, monkeypatch) -> None:
@@ -212,7 +219,6 @@ def test_so_does_the_one_of_ten_tasks_but_for_the_plain_control() -> None:
     changed = {name: {k for k in reference if values.get(k) != reference[k]} for name, values in settings.items()}
     alone = {name: changed.pop(name) for name in list(changed) if name.endswith("-alone")}
     assert len(alone) == 10 and all(fields == {"tasks", "total_frames"} for fields in alone.values())
-    plain = {"noise_correlation", "hold_std", "bounded_mean", "popart", "method", "min_task_prob"}
+    plain = {"noise_correlation", "hold_std", "bounded_mean", "popart", "method"}
     assert changed.pop("plain") == plain
-    assert changed.pop("uniform-sampling") == {"method", "min_task_prob"}
-    assert len(changed) == 6 and all(len(fields) == 1 for fields in changed.values()), changed
+    assert len(changed) == 7 and all(len(fields) == 1 for fields in changed.values()), changed

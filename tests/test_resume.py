@@ -101,11 +101,12 @@ def test_nothing_random_is_left_out(undisturbed) -> None:
     content = load_checkpoint(checkpoints(undisturbed)[0])
     about = {"format", "version", "config", "versions", "frames", "seconds"}
     assert content.keys() == about | set(PARTS)
-    assert content["acting"]["generator"].dtype == content["learner"]["minibatch_order"].dtype == torch.uint8
+    assert content["acting"]["noise"]["last"].shape == (12, 4)
+    assert content["acting"]["noise"]["generator"].dtype == content["learner"]["minibatch_order"].dtype == torch.uint8
     slots = content["rollouts"]["simulators"]
     assert slots["state"].shape == (12, 56) and slots["rng"].shape == (12, 6) and slots["elapsed"].shape == (12,)
     assert content["versions"]["mujoco"] and content["config"]["seed"] == 1
-    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 3)
+    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 4)
 
 
 def test_a_run_that_is_complete_goes_on_with_more_frames(tmp_path) -> None:
@@ -328,7 +329,7 @@ def test_a_run_does_not_change_the_checkpoint_that_it_continues_from(intricate) 
 def started(tmp_path_factory) -> dict[str, Path]:
     """The folders of runs of one iteration by their task sampling, which could all continue."""
     runs = {
-        "uniform": {},
+        "uniform": {"sampling": "uniform"},
         "curriculum": {"sampling": CurriculumConfig(curriculum_success=0.8)},
         "meta": {"sampling": MetaConfig(meta_lr=0.02), "task_weights": (1.0, 2.0, 3.0)},
     }
@@ -352,7 +353,7 @@ def started(tmp_path_factory) -> dict[str, Path]:
         ("uniform", "--goals-seed 1", "goals_seed is 1: the run in {run} was started with None"),
         ("uniform", "--no-random-phase", "random_phase is False: the run in {run} was started with True"),
         ("uniform", "--torso 64 64", "torso is (64, 64): the run in {run} was started with (32, 32)"),
-        ("uniform", "--popart", "popart is True: the run in {run} was started with False"),
+        ("uniform", "--no-popart", "popart is False: the run in {run} was started with True"),
         ("uniform", "--no-relative-features", "relative_features is False: the run in {run} was started with True"),
         ("uniform", "--lr 1", "lr is 1.0: the run in {run} was started with 0.0003"),
         ("uniform", "--num-minibatches 3", "num_minibatches is 3: the run in {run} was started with 2"),
@@ -497,11 +498,11 @@ def test_a_run_of_version_1_is_one_line_that_says_what_to_do(tmp_path, capsys, m
     run = tmp_path / "run"
     run.mkdir()
     flat = FLAT | {"schedule": method, "run_dir": str(run), "torso": [32, 32], "head": 16}
-    policy = make_policy(tiny_config())
+    policy = make_policy(tiny_config(popart=False))
     with torch.no_grad():  # the limit was applied when the standard deviation was read
         policy.actor_heads[0].module.log_std[0] = 0.5
         policy.actor_heads[0].module.std_limit.fill_(0.8)
-    learner = PPO(tiny_config(), policy)
+    learner = PPO(tiny_config(popart=False), policy)
     content = {
         "format": "mtrl_vec checkpoint 1",
         "config": flat,
@@ -528,6 +529,7 @@ def test_a_run_of_version_1_is_one_line_that_says_what_to_do(tmp_path, capsys, m
     assert (trained.frames, trained.config.sampling.name, trained.config.policy.torso) == (23040, method, (32, 32))
     torch.testing.assert_close(trained.module.action_std()[0], torch.full((4,), 0.8))
     sizes = ["--init-from", str(run), "--torso", "32", "32", "--head", "16", "--num-envs", "3", "--num-steps", "16"]
+    sizes += ["--no-bounded-mean", "--no-popart"]  # as they were
     more = ["--num-minibatches", "1", "--total-frames", "48", "--eval-interval", "0", "--device", "cpu", "--quiet"]
     assert main(["train", *sizes, *more, "--run-dir", str(tmp_path / "new")]) == 0
     assert load_checkpoint(checkpoints(tmp_path / "new")[0])["frames"] == 48

@@ -183,9 +183,9 @@ def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path
     assert study(monkeypatch, "--only", "uniform", "progress") == 0
     progress = str(tmp_path / "runs" / "progress")
     assert [command[:3] for command in ran] == [
-        ("train", "--seed", "1"),
+        ("train", "--target-kl", "0.02"),
         ("eval", str(tmp_path / "runs" / "uniform"), "--seeds"),
-        ("train", "--task-sampling", "progress"),
+        ("train", "--target-kl", "0.02"),
         ("train", "--resume", progress),
         ("eval", progress, "--seeds"),
     ]
@@ -195,8 +195,8 @@ def test_finished_cells_are_skipped_and_an_interrupted_one_goes_on(ran, tmp_path
     assert study(monkeypatch, "--report-only") == 0
     assert capsys.readouterr().out == table and len(ran) == 5
     assert study(monkeypatch, "--only", "uniform", "--finalists", "meta", "--final-seeds", "7") == 0
-    assert [command[:5] for command in ran[5:]] == [
-        ("train", "--task-sampling", "meta", "--seed", "7"),
+    assert parse_train(ran[5][1:]).sampling.name == "meta" and parse_train(ran[5][1:]).seed == 7
+    assert [command[:5] for command in ran[6:]] == [
         ("eval", str(tmp_path / "runs" / "meta-5M-seed7"), "--seeds", "100", "200"),
     ]
     assert capsys.readouterr().out.startswith(table)

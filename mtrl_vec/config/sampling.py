@@ -162,6 +162,6 @@ def _least(config: SamplingConfig, name: str, tasks: tuple[str, ...], default: f
     """The least probability or weight of a task, checked, or its default."""
     k, value = len(tasks), getattr(config, name)
     if value is None:
-        return default or 0.3 / k
+        return default or 3 / (10 * k)  # rounds to 0.1 for three tasks
     require(value * k <= 1, name, value, f"must be at most 1/{k}, since there are {k} tasks")
     return float(value)
