@@ -121,7 +121,7 @@ def cells(args: Args) -> dict[str, list[str]]:
     if args.alone:
         length = [] if of_three else ["--total-frames", str(ALONE_FRAMES)]
         study |= {f"{name}-alone": ["--seed", "1", "--tasks", name, *length] for name in task_names(args.suite)}
-    if args.variants and of_three:
+    if args.variants:
         study |= {name: shlex.split(flags) for name, flags in VARIANTS.items()}
     return study
 
@@ -322,6 +322,12 @@ def _number(value: object, form: str) -> str:
 
 def study(args: Args) -> None:
     """Measure the cells that are missing, and report all."""
+    if args.ship is not None and args.suite not in PRETRAINED:
+        raise InputError(
+            f"--ship {args.ship}: no policy is included for {args.suite}, only for {', '.join(PRETRAINED)}"
+        )
+    if args.variants and args.suite != "MT3":
+        raise InputError(f"--variants is given with --suite {args.suite}: the variants are of MT3")
     folder, runs, tasks = folder_of(args.suite), runs_of(args.suite), task_names(args.suite)
     folder.mkdir(exist_ok=True)
     runs.mkdir(parents=True, exist_ok=True)

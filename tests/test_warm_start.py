@@ -56,11 +56,13 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
         assert torch.equal(fresh[1], kept[1]) and not torch.equal(fresh[0], kept[0])
     assert warm.learner.reward_scale.var[1] == 1 and warm.learner.reward_scale.count[1] == 0
     # What is known need not be looked for again, until a success rate says otherwise.
-    cold.explore(exploration(cold.statistics.success, cold.untrained))
+    cold.explore(exploration(cold.statistics.success, cold.statistics.untrained))
     assert cold.policy.action_std().eq(1.0).all() and cold.acting.noise.correlation.eq(0.85).all()
-    warm.explore(exploration(warm.statistics.success, warm.untrained))
+    warm.explore(exploration(warm.statistics.success, warm.statistics.untrained))
     torch.testing.assert_close(warm.policy.action_std()[[0, 2]], old.action_std()[[1, 0]])
     torch.testing.assert_close(warm.acting.noise.correlation, torch.tensor([0.0, 0.85, 0.0]))
+    cold.statistics.load_state_dict(warm.statistics.state_dict())  # as a resumed run does
+    assert cold.statistics.untrained.tolist() == [0.0, 1.0, 0.0]
     warm.train()
     events = (tmp_path / "warm" / "events.log").read_text()
     assert "heads of reach-v3, push-v3; fresh heads for pick-place-v3" in events

@@ -52,7 +52,7 @@ class Trainer(Run):
         with self.timer("task_sampling"):
             weights = loss_weights(self.task_sampling.task_weights, self.config.learner.task_weights)
             self.learner.set_task_weights(weights)
-        self.explore(exploration(self.statistics.success, unknown=self.untrained))
+        self.explore(exploration(self.statistics.success, unknown=self.statistics.untrained))
         last = self.progress.iteration + 1 == self.progress.num_iterations
         try:
             rollout, metrics = self.pipeline(self.task_sampling.task_probs, last)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 
@@ -73,10 +72,8 @@ class Run:
         torch.manual_seed(config.seed)
         self.progress = Progress(config.frames_per_batch, config.num_iterations)
         self.policy = SharedPolicy.for_tasks(config.policy, config.tasks).to(self.device)
-        self.untrained = np.ones(config.num_tasks)  # [K]; 0 for tasks that the policy to start from knows
         if warm_start is not None:
             warm_start.copy_policy(self.policy)
-            self.untrained[[config.tasks.index(task) for task in warm_start.known]] = 0.0
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.learner.overlap)
         self.learner = PPO(config, self.policy, self.timer, self.acting.previous)
         if warm_start is not None:
@@ -86,6 +83,8 @@ class Run:
         self.pipeline = self._make_pipeline()
         whole = not config.environment.random_phase
         self.statistics = EpisodeStatistics(config.tasks, config.num_envs, whole=whole)
+        if warm_start is not None:
+            self.statistics.untrained[[config.tasks.index(task) for task in warm_start.known]] = 0.0
         self.task_sampling = make_task_sampling(config)
         self.evaluation = Evaluation(config, self.run_dir, self.policy, self.recovery)
         # Everything that a checkpoint holds; restored in this order, since acting copies the policy.

@@ -33,6 +33,7 @@ class EpisodeStatistics:
     Attributes:
         unstable_episodes: episodes so far that were cut because the physics became unstable.
         fast_success, slow_success: [K], moving averages of the success rate over the rollouts.
+        untrained: [K], 1 for tasks that the run has to learn from nothing, 0 for those that its first policy knew.
     """
 
     def __init__(self, tasks: Sequence[str], num_envs: int, whole: bool, window: int = 50) -> None:
@@ -45,6 +46,7 @@ class EpisodeStatistics:
         self._recent: list[deque[tuple[bool, float, int]]] = [deque(maxlen=window) for _ in tasks]
         self._frame_fraction = np.full(len(tasks), np.nan)
         self.fast_success, self.slow_success = np.zeros(len(tasks)), np.zeros(len(tasks))
+        self.untrained = np.ones(len(tasks))
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add a rollout [B, T] with raw rewards."""
@@ -116,4 +118,5 @@ class EpisodeStatistics:
 
     def _columns(self) -> dict[str, NDArray]:
         episodes = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
-        return episodes | {"fast_success": self.fast_success, "slow_success": self.slow_success}
+        rates = {"fast_success": self.fast_success, "slow_success": self.slow_success}
+        return episodes | rates | {"untrained": self.untrained}
