@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import SMALL, tiny_config
+from helpers import SMALL, assert_same, tiny_config
 from mtrl_vec import Trainer, load_policy
 from mtrl_vec.commands.cli import main
 from mtrl_vec.learn.exploration import exploration
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
+from runs import metrics, resume, train, train_until_interrupted, whole_state
 
 EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
 
@@ -66,6 +67,16 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
     warm.train()
     events = (tmp_path / "warm" / "events.log").read_text()
     assert "heads of reach-v3, push-v3; fresh heads for pick-place-v3" in events
+
+
+def test_an_interrupted_one_ends_as_one_that_went_through(source, tmp_path) -> None:
+    """Interrupted before any episode has ended, when all that is known of a task is that the first policy knew it."""
+    settings = {"tasks": ("reach", "pick-place", "push"), "init_from": source, "max_episode_steps": 50}
+    train(tmp_path / "whole", **settings)
+    train_until_interrupted(tmp_path / "run", 1, **settings)
+    resume(tmp_path / "run")
+    assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "whole"))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
 def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(source, tmp_path) -> None:
