@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+RANKS ?= 1
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
@@ -15,8 +16,14 @@ help:  ## show this list
 
 install: $(STAMP)  ## create .venv and install everything that training and tests need
 
-train: $(STAMP)  ## train one policy on several tasks; results in runs/
-	$(BIN)/python -m mtrl_vec train $(ARGS)
+# Without the variable, torchrun's nodes could not find each other again after a restart.
+ifeq ($(RANKS),1)
+train: LAUNCH := $(BIN)/python
+else
+train: LAUNCH := TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
+endif
+train: $(STAMP)  ## train one policy on several tasks; results in runs/; RANKS=2: by two processes together
+	$(LAUNCH) -m mtrl_vec train $(ARGS)
 
 eval: has-run $(STAMP)  ## Meta-World's official evaluation of the newest run, or of CHECKPOINT=...
 	$(BIN)/python -m mtrl_vec eval $(CHECKPOINT) $(ARGS)

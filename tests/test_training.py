@@ -238,8 +238,9 @@ def test_evaluations_come_at_their_interval_and_at_the_end(tmp_path) -> None:
 
 
 def test_the_best_policy_is_kept_and_of_equals_the_later(tmp_path, monkeypatch) -> None:
-    rates = iter([[0.0, 0.5, 0.1], [1.0, 0.5, 0.3], [0.3, 1.0, 0.5], [1.0, 0.0, 0.0]])
-    monkeypatch.setattr("mtrl_vec.train.evaluation.simulated_success_rates", lambda *_: next(rates))
+    successes = iter([[0, 5, 1], [10, 5, 3], [3, 10, 5], [10, 0, 0]])
+    counts = lambda *_: torch.tensor([next(successes), [10, 10, 10]])  # noqa: E731
+    monkeypatch.setattr("mtrl_vec.train.evaluation.simulated_successes", counts)
     trainer = Trainer(tiny_config(run_dir=tmp_path / "run", total_frames=4 * 192, eval_interval=192))
     learn, policies = trainer.learner.learn, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -22,6 +23,8 @@ def run(arguments: Sequence[str]) -> None:
 
         train(arguments)
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments:
+        raise InputError(f"torchrun is for train alone: run {arguments[0]} in one process")
     command = flags.parse(arguments)
     if isinstance(command, flags.ProfileCommand):
         from mtrl_vec.commands.profile import profile
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, RunFailed) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if not getattr(error, "shown_by_first", False):  # see `mtrl_vec.ranks.Ranks.shared`
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtrl_vec.commands.arguments import parse, peek
 from mtrl_vec.errors import InputError, RunFailed
 
 if TYPE_CHECKING:
+    from mtrl_vec.config import TrainConfig
+    from mtrl_vec.ranks import Ranks
     from mtrl_vec.train import Trainer
 
 
@@ -25,41 +28,84 @@ def train(arguments: Sequence[str]) -> None:
         RunFailed: the run cannot continue.
         KeyboardInterrupt: Ctrl-C.
     """
+    ranks = _join(arguments)
     folder = None if {"-h", "--help"} & set(arguments) else peek("--resume", arguments)
-    trainer = _new(arguments) if folder is None else _resumed(Path(folder), arguments)
-    config = trainer.config
+    trainer = _new(arguments, ranks) if folder is None else _resumed(Path(folder), arguments, ranks)
+    if trainer is None:
+        return
+    config, says = trainer.config, trainer.ranks.first
     workers = f"{config.runtime.num_workers} simulator process{'es' if config.runtime.num_workers != 1 else ''}"
-    what = "training" if folder is None else f"after {trainer.frames:,} frames, continuing with"
-    if not config.runtime.quiet:
+    if trainer.ranks.size > 1:
+        workers = f"{trainer.ranks.size} ranks with {workers} each"
+    what = f"after {trainer.frames:,} frames, continuing with" if trainer.frames else "training"
+    if says and not config.runtime.quiet:
         print(f"{what} {', '.join(config.tasks)} on {trainer.device}, {workers}: {trainer.run_dir}", flush=True)
     try:
         trainer.train()
     except KeyboardInterrupt:
-        print(f"interrupted: {_saved(trainer)}", file=sys.stderr)
+        if says:
+            print(f"interrupted: {_saved(trainer)}", file=sys.stderr)
         raise
     except RunFailed as error:
-        raise RunFailed(f"{error}; {_saved(trainer)}") from error
+        error.args = (f"{error}; {_saved(trainer)}",)
+        raise
     if trainer.checkpoints.saved_frames < trainer.frames:
         raise RunFailed(f"trained for {trainer.frames:,} frames, but {_saved(trainer)}")
-    if not config.runtime.quiet:
+    trainer.ranks.close()
+    if says and not config.runtime.quiet:
         print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
 
 
-def _new(arguments: Sequence[str]) -> Trainer:
-    config = parse(arguments).config()
-    from mtrl_vec.train import Trainer  # takes seconds, unlike a line about a bad flag
+def _join(arguments: Sequence[str]) -> Ranks | None:
+    """The ranks that torchrun has started; None if this process is alone, which need not wait for torch."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or {"-h", "--help"} & set(arguments):
+        return None
+    from mtrl_vec.ranks import join
 
-    return Trainer(config)
+    return join(peek("--device", arguments) or "auto")
 
 
-def _resumed(folder: Path, arguments: Sequence[str]) -> Trainer:
-    from mtrl_vec.policy.checkpoint import load_latest
+def _new(arguments: Sequence[str], ranks: Ranks | None) -> Trainer | None:
+    """A new run; or that of the same launch of torchrun before a restart, and None if that is complete."""
+
+    def parsed() -> TrainConfig:
+        return parse(arguments).config()
+
+    config = parsed() if ranks is None else ranks.together(parsed)
+    from mtrl_vec.policy.checkpoint import checkpoints, load_latest  # takes seconds, unlike a line about a bad flag
+    from mtrl_vec.ranks import ALONE
     from mtrl_vec.train import Trainer
+    from mtrl_vec.train.run_dir import run_of_this_launch
+
+    ranks = ranks or ALONE
+    folder = ranks.from_first(lambda: run_of_this_launch(config.runtime.run_dir))
+    if folder is None:
+        return Trainer(config, ranks=ranks)
+    if not ranks.from_first(lambda: checkpoints(folder)):
+        return Trainer(config.replace(run_dir=folder, overwrite=True), ranks=ranks)
+    checkpoint, _ = ranks.from_first(lambda: load_latest(folder))
+    if checkpoint["progress"]["iteration"] >= config.num_iterations:
+        return None
+    return Trainer(config.replace(run_dir=folder, overwrite=False), checkpoint=checkpoint, ranks=ranks)
+
+
+def _resumed(folder: Path, arguments: Sequence[str], ranks: Ranks | None) -> Trainer:
+    from mtrl_vec.policy.checkpoint import load_latest
+    from mtrl_vec.ranks import ALONE
+    from mtrl_vec.train import Trainer
+
+    ranks = ranks or ALONE
+    checkpoint, problems = ranks.from_first(lambda: load_latest(folder))
+    for problem in problems if ranks.first else ():
+        print(f"warning: {problem}", file=sys.stderr)
+    config = ranks.together(lambda: _continued(folder, arguments, checkpoint))
+    return Trainer(config, checkpoint=checkpoint, ranks=ranks)
+
+
+def _continued(folder: Path, arguments: Sequence[str], checkpoint: Mapping[str, Any]) -> TrainConfig:
+    """The settings that a run continues with, given the flags."""
     from mtrl_vec.train.run_dir import changed, resumed_config
 
-    checkpoint, problems = load_latest(folder)
-    for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
     if peek("--preset", arguments) is not None:
         raise InputError(f"--preset does not go with --resume: the run in {folder} keeps its settings")
     before = resumed_config(folder, checkpoint)
@@ -73,7 +119,7 @@ def _resumed(folder: Path, arguments: Sequence[str]) -> Trainer:
     if config.runtime.run_dir != folder or config.runtime.overwrite:
         flag = "--overwrite" if config.runtime.overwrite else "--run-dir"
         raise InputError(f"{flag} does not go with --resume: the run continues in {folder}")
-    return Trainer(config, checkpoint=checkpoint)
+    return config
 
 
 def _saved(trainer: Trainer) -> str:

@@ -71,12 +71,15 @@ def make_env(
     return SimulatorPool(MetaWorldEnv, [common | {"num_rows": max(counts)} | worker for worker in own])
 
 
-def default_num_workers() -> int:
+def default_num_workers(cores: int | None = None) -> int:
     """One worker per core; with more than two cores, one of them is left to the learner.
 
     On 2 cores, two workers beat both one and three: see benchmarks/results/README.md.
+
+    Args:
+        cores: how many there are to use; by default all that this process may use.
     """
-    cores = available_cores()
+    cores = available_cores() if cores is None else cores
     return cores if cores <= 2 else cores - 1
 
 

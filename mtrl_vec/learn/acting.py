@@ -16,6 +16,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.learn.device import autocast
 from mtrl_vec.learn.exploration import ActionNoise
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 
 
@@ -33,6 +34,7 @@ class ActingPolicy(TensorDictModuleBase):
         mean: take the mean actions instead of random ones. (TorchRL's exploration type is one for the whole process:
             a loss that is computed in another thread meanwhile would change it.)
         lagging: act with a copy, which `catch_up` brings up to date: ``policy`` may then change at any time.
+        ranks: which act for their own environments.
 
     Attributes:
         noise: of the actions.
@@ -41,7 +43,14 @@ class ActingPolicy(TensorDictModuleBase):
     """
 
     def __init__(
-        self, policy: SharedPolicy, config: TrainConfig, timer: Timer, *, mean: bool = False, lagging: bool = False
+        self,
+        policy: SharedPolicy,
+        config: TrainConfig,
+        timer: Timer,
+        *,
+        mean: bool = False,
+        lagging: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["observation", "task_one_hot", "task_idx"], ["action"]
@@ -51,13 +60,14 @@ class ActingPolicy(TensorDictModuleBase):
         # In a tuple, out of sight of nn.Module: collectors look for the parameters of what they are given.
         self._policies = policy, copies[0], copies[1]
         self._precision, self._timer, self._mean = config.runtime.precision, timer, mean
+        self._ranks = ranks
         self.rows: Tensor | None = None
         generator = torch.Generator(self.device)
         if on_gpu:  # another seed than the minibatches': two generators with the same one would draw the same
             generator.manual_seed(config.seed + 2**32)
         else:  # continue torch's own stream, which was seeded for the initial weights
             generator.set_state(torch.get_rng_state())
-        self.noise = ActionNoise(policy.num_tasks, policy.action_size, generator)
+        self.noise = ActionNoise(policy.num_tasks, policy.action_size, generator, ranks)
         self._distribution = self._policies[1].distribution
         if on_gpu and config.runtime.compile == "on":
             self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
@@ -76,10 +86,13 @@ class ActingPolicy(TensorDictModuleBase):
             acting.load_state_dict(source.state_dict())
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Everything that acting continues from, except the policy; not a copy."""
+        """Everything that acting continues from, except the policy; not a copy. On the first rank of all ranks."""
         source, acting, previous = self._policies
         behind = None if acting is source else previous.state_dict()
-        return {"previous": behind, "noise": self.noise.state_dict()}
+        noise = self.noise.state_dict()
+        if noise["last"] is not None:
+            noise |= self._ranks.rows_at_first({"last": noise["last"]})
+        return {"previous": behind, "noise": noise}
 
     def load_state_dict(self, state: Mapping[str, Any], *_: Any, **__: Any) -> None:
         """Continue from a `state_dict`, with the policy as it is now."""
@@ -87,7 +100,9 @@ class ActingPolicy(TensorDictModuleBase):
         if acting is not source:
             acting.load_state_dict(source.state_dict())
             previous.load_state_dict(state["previous"])
-        self.noise.load_state_dict(state["noise"])
+        last = state["noise"]["last"]
+        own = last if last is None else last[self._ranks.part(len(last))]
+        self.noise.load_state_dict({**state["noise"], "last": own})
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

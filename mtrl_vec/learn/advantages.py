@@ -15,26 +15,33 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.learn.device import autocast
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ranks import ALONE, Ranks
 
 
-def normalize_advantage(advantage: Tensor, groups: Tensor) -> Tensor:
-    """Zero mean and unit standard deviation within each group.
+def normalize_advantage(advantage: Tensor, groups: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Zero mean and unit standard deviation within each group, over all ranks.
 
     Args:
         advantage: [N, 1].
         groups: [N, G] one-hot membership; a group without rows is left out. One column normalises over everything.
+        ranks: with a part of the rows each.
     """
     # Selected, not multiplied by 0: what is not a number in one group leaves the others alone.
-    member, count = groups > 0, groups.sum(0).clamp(min=1)
-    mean = torch.where(member, advantage, 0.0).sum(0) / count
+    member = groups > 0
+    count, sums = ranks.total(torch.stack([groups.sum(0), torch.where(member, advantage, 0.0).sum(0)]))
+    count = count.clamp(min=1)
+    mean = sums / count
     centred = advantage - torch.where(member, mean, 0.0).sum(1, keepdim=True)
-    var = torch.where(member, centred**2, 0.0).sum(0) / count
+    var = ranks.total(torch.where(member, centred**2, 0.0).sum(0)) / count
     return centred * torch.where(member, torch.rsqrt(var + 1e-8), 0.0).sum(1, keepdim=True)
 
 
-def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+def explained_variance(value: Tensor, target: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Fraction of the targets' variance that the values predict; 1 is perfect, 0 is no better than their mean."""
-    return 1 - (target - value).var() / target.var().clamp(min=1e-8)
+    both = torch.stack([target - value, target]).flatten(1)
+    mean = ranks.total(both.mean(1)) / ranks.size
+    error, spread = ranks.total((both - mean[:, None]).square().mean(1))
+    return 1 - error / spread.clamp(min=1e-8)
 
 
 class Advantages(nn.Module):
@@ -49,17 +56,23 @@ class Advantages(nn.Module):
         policy: whose critic judges, on its device.
         behaviour: the policy that collects rollouts.
         recompute_log_prob: also compute ``action_log_prob`` [B, T], under the precision of the update.
+        ranks: with ``B`` environments each.
     """
 
     def __init__(
-        self, config: TrainConfig, policy: SharedPolicy, behaviour: SharedPolicy, recompute_log_prob: bool
+        self,
+        config: TrainConfig,
+        policy: SharedPolicy,
+        behaviour: SharedPolicy,
+        recompute_log_prob: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        self._config, self._learner = config, config.learner
+        self._config, self._learner, self._ranks = config, config.learner, ranks
         self._policies = policy, behaviour  # in a tuple, so that they are not submodules
         self._recompute_log_prob = recompute_log_prob
         self._device = next(policy.parameters()).device
-        num_envs, gamma = config.num_envs, config.learner.gamma
+        num_envs, gamma = config.num_envs // ranks.size, config.learner.gamma
         self.reward_scale = RewardScale(num_envs, config.num_tasks, gamma).to(self._device)
         lmbda = config.learner.gae_lambda
         self.gae = GAE(gamma=gamma, lmbda=lmbda, value_network=None, vectorized=False, device=self._device)
@@ -71,7 +84,7 @@ class Advantages(nn.Module):
         after, task = data["next"], (data["task_one_hot"], data["task_idx"])
         reward = after["reward"] + self._learner.success_bonus * after["success"]
         if self._learner.normalize_reward:
-            self.reward_scale.update(reward.squeeze(-1), after["done"].squeeze(-1), task[0])
+            self.reward_scale.update(reward.squeeze(-1), after["done"].squeeze(-1), task[0], self._ranks)
             reward = self.reward_scale(reward, task[0])
         # The next observations are mostly the same ones a step later, except at truncations and the last step. The
         # epochs that follow cost many times this.
@@ -86,9 +99,9 @@ class Advantages(nn.Module):
         if not self._learner.per_task_advantage:
             groups = torch.ones_like(groups[:, :1])
         added = {
-            "advantage": normalize_advantage(advantage.flatten(0, 1), groups).view_as(advantage),
+            "advantage": normalize_advantage(advantage.flatten(0, 1), groups, self._ranks).view_as(advantage),
             "value_target": target,
-            "explained_variance": explained_variance(value, target),
+            "explained_variance": explained_variance(value, target, self._ranks),
         }
         if recompute:
             added["action_log_prob"] = IndependentNormal(loc, scale, validate_args=False).log_prob(data["action"])

@@ -44,7 +44,6 @@ def _problems(config: TrainConfig, policy: SharedPolicy, batch: TensorDict) -> I
         for name, tensor in zip(("mean action", "action_std"), policy.distribution(*inputs), strict=True):
             yield from _by_task(name, tensor, task_idx, config.tasks)
     total, metrics = MinibatchLoss(config, policy)(batch)
-    metrics.pop("task_loss_critic")  # of a task without frames it is not a number
     yield from (name for name, tensor in metrics.items() if not _finite(tensor))
     total.backward()
     for name, parameter in policy.named_parameters():

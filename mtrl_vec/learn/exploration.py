@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl_vec.ranks import ALONE, Ranks
+
 ENOUGH_SUCCESS = 0.5
 """Success rate from which on a task explores no more than its policy wants to."""
 
@@ -41,20 +43,23 @@ class ActionNoise:
     Args:
         num_tasks, action_size: ``K`` and ``A``.
         generator: of the white noise, on the device that it is wanted on.
+        ranks: with ``B`` environments each. All draw for all, so that their generators stay in step and the noise of an
+            environment does not depend on the number of ranks.
 
     Attributes:
         correlation: [K], the coefficients ``rho`` in [0, 1).
     """
 
-    def __init__(self, num_tasks: int, action_size: int, generator: torch.Generator) -> None:
-        self.generator, self._action_size = generator, action_size
+    def __init__(self, num_tasks: int, action_size: int, generator: torch.Generator, ranks: Ranks = ALONE) -> None:
+        self.generator, self._action_size, self._ranks = generator, action_size, ranks
         self.correlation = torch.zeros(num_tasks, device=generator.device)
         self._last: Tensor | None = None
 
     def __call__(self, task_idx: Tensor) -> Tensor:
         """Noise [..., A] of the next step of all environments, whose tasks are [...]."""
-        shape = (*task_idx.shape, self._action_size)
-        white = torch.randn(shape, device=task_idx.device, generator=self.generator).flatten(0, -2)
+        shape, all_rows = (*task_idx.shape, self._action_size), self._ranks.size * task_idx.numel()
+        white = torch.randn(all_rows, self._action_size, device=task_idx.device, generator=self.generator)
+        white = white[self._ranks.part(all_rows)]
         if self._last is None:
             self._last = white  # as stationary as any
         else:

@@ -79,7 +79,8 @@ class MinibatchLoss:
         metrics = {
             "loss_policy": out["loss_objective"].detach().mean(),
             "loss_critic": out["loss_critic"].detach().mean(),
-            "task_loss_critic": out["loss_critic"].detach() @ batch["task_one_hot"] / batch["task_one_hot"].sum(0),
+            "task_loss_critic": out["loss_critic"].detach() @ batch["task_one_hot"],  # [K], sums
+            "task_frames": batch["task_one_hot"].sum(0),
             # E[ratio - 1 - log ratio], a far less noisy estimate than E[-log ratio], and never negative
             "approx_kl": out["mean_ratio"] - 1 + out["kl_approx"],
             "clip_fraction": out["clip_fraction"],

@@ -4,7 +4,10 @@ Everything here runs eagerly; the constructor of `PPO` is the one place where it
 a CUDA graph. Nothing in the update waits for the device: the learning rate is a tensor, and metrics stay on the device
 until all epochs are queued.
 
-Shapes: ``B`` environments, ``T`` steps, ``N = B * T`` frames, ``K`` tasks.
+Each rank computes the gradient over its own frames of a minibatch. One sum over the ranks per optimiser step adds up
+gradients and metrics; from there on all ranks do the same.
+
+Shapes: ``B`` environments of this rank, ``T`` steps, ``N = B * T`` frames, ``R`` ranks, ``K`` tasks.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.advantages import Advantages
 from mtrl_vec.learn.device import DeviceCopy, GraphedCall, on_stream
+from mtrl_vec.learn.flat import FlatCopy
 from mtrl_vec.learn.gradients import METHODS, combine, cosines_with_others, gram_matrix
 from mtrl_vec.learn.learning_rate import adapt_lr, annealed
 from mtrl_vec.learn.loss import LEARNING_KEYS, MinibatchLoss
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 
 ROLLOUT_KEYS = (
@@ -52,6 +57,7 @@ class PPO:
         policy: on its device.
         timer: counts the sections ``load``, ``advantages`` and ``update``.
         behaviour: what collects the rollouts, if not ``policy``: on a GPU it gives their log-probabilities.
+        ranks: which learn together.
     """
 
     def __init__(
@@ -60,13 +66,17 @@ class PPO:
         policy: SharedPolicy,
         timer: Timer | None = None,
         behaviour: SharedPolicy | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self._learner, self._k = config, config.learner, config.num_tasks
+        self.ranks = ranks
         self.policy = policy
         self.timer = timer or Timer()
         self.device = next(policy.parameters()).device
         on_gpu = self.device.type == "cuda"
-        self.advantages: Callable[..., dict[str, Tensor]] = Advantages(config, policy, behaviour or policy, on_gpu)
+        self.advantages: Callable[..., dict[str, Tensor]] = Advantages(
+            config, policy, behaviour or policy, on_gpu, ranks
+        )
         self.reward_scale = self.advantages.reward_scale
         self.loss = MinibatchLoss(config, policy)
         self.minibatch_loss: Callable[..., tuple[Tensor, dict[str, Tensor]]] = self.loss
@@ -80,7 +90,12 @@ class PPO:
         self.to_device = DeviceCopy(self.device) if on_gpu else None
         # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
         self.frames: TensorDictBase | None = None
-        self.rows = torch.zeros(config.minibatch_size, dtype=torch.long, device=self.device)
+        self.rows = torch.zeros(config.minibatch_size // ranks.size, dtype=torch.long, device=self.device)
+        self.positions = self.rows
+        """Of these rows among those of all ranks."""
+        self.share = torch.ones((), device=self.device)
+        """Fraction of the minibatch that these rows are."""
+        self._sums, self._sums_by_task = FlatCopy(), FlatCopy()
         self.random = torch.zeros(self._k, self._k, device=self.device)  # for `coefficients`
         self.gram = torch.full_like(self.random, torch.nan)
         """Gram matrix [K, K] of the tasks' gradients over the torso in the last step, if it kept them apart."""
@@ -92,16 +107,35 @@ class PPO:
     def _prepare(self, on_gpu: bool) -> None:
         """Compile and capture what the settings ask for."""
         combines, logs = self._learner.gradient_method != "none", self.config.runtime.log_gradients
-        self.step: Callable[[], Tensor] = self._step_by_task if combines else self._step
-        # Of an update: once in a while is enough to log.
-        self.last_step: Callable[[], Tensor] = self._step_by_task if logs else self.step
         if self.config.runtime.compile == "on":
             self.advantages = torch.compile(self.advantages, fullgraph=True)
             self.minibatch_loss = torch.compile(self.loss.__call__, fullgraph=True)
-        if on_gpu and self.config.runtime.cuda_graphs:
-            steps = self._learner.num_epochs * self._learner.num_minibatches
-            self.step, alone = GraphedCall(self.step, max(1, steps - 1)), self.step
-            self.last_step = self.step if self.last_step == alone else GraphedCall(self.last_step, 1)
+        plain, by_task = (self._backward, self._descend), (self._backward_by_task, self._descend_by_task)
+        graphs = on_gpu and self.config.runtime.cuda_graphs
+        usual, last = by_task if combines else plain, by_task if combines or logs else plain
+        steps = self._learner.num_epochs * self._learner.num_minibatches
+        self.step = self._made_step(*usual, warmup=max(1, steps - 1) if graphs else None)
+        # Of an update: once in a while is enough to log.
+        self.last_step = self.step if last == usual else self._made_step(*last, warmup=1 if graphs else None)
+
+    def _made_step(
+        self, backward: Callable[[], Tensor], descend: Callable[[], Tensor], warmup: int | None
+    ) -> Callable[[], Tensor]:
+        """One optimiser step out of its halves; as one CUDA graph after ``warmup`` calls, if that is given.
+
+        Other ranks are waited for between two graphs: a message that is part of one would wait for ever where another
+        rank is gone.
+        """
+
+        alone = self.ranks.size == 1
+        if warmup is not None and not alone:
+            backward, descend = GraphedCall(backward, warmup), GraphedCall(descend, warmup)
+
+        def step() -> Tensor:
+            self.ranks.add(backward())
+            return descend()
+
+        return step if warmup is None or not alone else GraphedCall(step, warmup)
 
     def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
         """Learn from a rollout [B, T], which is on the CPU and is not changed.
@@ -145,7 +179,7 @@ class PPO:
         data.update(added)
         if self.config.policy.popart:
             targets = added["value_target"].flatten(0, 1), data["task_one_hot"].flatten(0, 1)
-            self.policy.critic_heads.module.adapt(*targets, POPART_RATE)
+            self.policy.critic_heads.module.adapt(*targets, POPART_RATE, self.ranks)
         return {"explained_variance": explained}
 
     def set_task_weights(self, weights: Sequence[float]) -> None:
@@ -165,10 +199,8 @@ class PPO:
         self._take(data.select(*LEARNING_KEYS).reshape(-1))
         steps: list[Tensor] = []
         for epoch in range(cfg.num_epochs):
-            order = torch.randperm(self.config.frames_per_batch, device=self.device, generator=self.generator)
-            used = order[: cfg.num_minibatches * self.config.minibatch_size]
-            for i, rows in enumerate(used.view(cfg.num_minibatches, -1)):
-                self.rows.copy_(rows)
+            for i, chosen in enumerate(self._minibatches()):
+                self._choose(chosen)
                 if cfg.gradient_method == "pcgrad":
                     self.random.copy_(torch.rand(self.random.shape, device=self.device, generator=self.generator))
                 last = epoch + 1 == cfg.num_epochs and i + 1 == cfg.num_minibatches
@@ -197,7 +229,33 @@ class PPO:
             adapt_lr(self.lr, approx_kl, annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
         init_std = self.config.policy.init_std
         self.policy.limit_std(annealed(init_std, cfg.final_std, progress, start=STD_LIMIT_START))
-        self.policy.torso.module.features.update(data["observation"])
+        self.policy.torso.module.features.update(data["observation"], self.ranks)
+
+    def _minibatches(self) -> Tensor:
+        """A new order of the frames, cut into the minibatches of an epoch, one in each row.
+
+        On a CPU frames of all ranks, so that minibatches do not depend on the number of ranks. On a GPU those of this
+        rank, in the same order on all: each minibatch then has as many frames of every rank, and shapes stay the same.
+        """
+        frames, size, parts = self.config.frames_per_batch, self.config.minibatch_size, self._learner.num_minibatches
+        if self.device.type != "cpu":
+            frames, size = frames // self.ranks.size, size // self.ranks.size
+        order = torch.randperm(frames, device=self.device, generator=self.generator)
+        return order[: parts * size].view(parts, size)
+
+    def _choose(self, frames: Tensor) -> None:
+        """Make a row of `_minibatches` the next minibatch."""
+        if self.device.type != "cpu":
+            self.rows.copy_(frames)
+            self.positions = self.ranks.rank * len(frames) + torch.arange(len(frames), device=self.device)
+            self.share.fill_(1 / self.ranks.size)
+            return
+        own = self.ranks.part(self.config.frames_per_batch)
+        self.positions = ((frames >= own.start) & (frames < own.stop)).nonzero().flatten()
+        self.rows = frames[self.positions] - own.start
+        self.share.fill_(len(self.rows) / len(frames))
+        if not len(self.rows):  # one that counts for nothing
+            self.rows = torch.zeros(1, dtype=torch.long)
 
     def _take(self, frames: TensorDictBase) -> None:
         if self.to_device is None:
@@ -208,56 +266,84 @@ class PPO:
             for key, value in frames.items():
                 self.frames[key].copy_(value)
 
-    def _step(self) -> Tensor:
-        """One optimiser step on `rows` of `frames`, skipped where loss or gradients are not finite.
-
-        Returns:
-            Whether it was skipped, how many were in a row, `STEP_METRICS`, and the critic's loss per task: [2 + 5 + K].
-        """
+    def _backward(self) -> Tensor:
+        """First half of an optimiser step, on `rows` of `frames`: what the ranks have to add up, as one vector."""
         total, metrics = self.minibatch_loss(self._minibatch())
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        return self._descend(total, metrics)
+        (total * self.share).backward()
+        return self._sums([self._numbers(total, metrics), *(p.grad for p in self.params if p.grad is not None)])
 
-    def _step_by_task(self) -> Tensor:
-        """The same with the tasks' gradients over the torso kept apart: noted in `gram`, and combined by the method."""
-        torso = self.policy.torso.module
-        copies = torso.copies()
+    def _backward_by_task(self) -> Tensor:
+        """The same with the tasks' gradients over the torso kept apart."""
+        copies = self.policy.torso.module.copies()
         # Where only the last step goes by task it is not worth compiling.
         loss = self.loss if self._learner.gradient_method == "none" else self.minibatch_loss
         total, metrics = loss(self._minibatch(), copies)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        by_task = [c.grad for c in copies if c.grad is not None]
+        (total * self.share).backward()
+        gradients = [p.grad for p in (*copies, *self.params) if p.grad is not None]
+        return self._sums_by_task([self._numbers(total, metrics), *gradients])
+
+    def _numbers(self, total: Tensor, metrics: dict[str, Tensor]) -> Tensor:
+        """What is added up besides gradients: loss and metrics by this rank's share, and sums per task, [5 + 2 K]."""
+        means = torch.stack([total.detach(), *(metrics[name] for name in STEP_METRICS[:-1])])
+        counted = self.share.ceil()  # 0 where this rank has no frame of the minibatch
+        return torch.cat([means * self.share, metrics["task_loss_critic"] * counted, metrics["task_frames"] * counted])
+
+    def _descend(self) -> Tensor:
+        """Second half: a step along the gradient, skipped where loss or gradient are not finite.
+
+        Returns:
+            Whether it was skipped, how many were in a row, `STEP_METRICS`, and the critic's loss per task: [2 + 5 + K].
+        """
+        numbers, *gradients = self._sums.parts
+        return self._take_step(numbers, gradients)
+
+    def _descend_by_task(self) -> Tensor:
+        """The same with the tasks' gradients over the torso noted in `gram`, and combined by the method."""
+        numbers, *gradients = self._sums_by_task.parts
+        count = len(list(self.policy.torso.parameters()))
+        by_task, others = gradients[:count], gradients[count:]
         self.gram.copy_(gram_matrix(by_task))
         combined = combine(by_task, self.coefficients(self.gram, self.random))
-        for parameter, gradient in zip(torso.parameters(), combined, strict=True):
+        return self._take_step(numbers, [*combined, *others])
+
+    def _take_step(self, numbers: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        for parameter, gradient in zip(self.params, gradients, strict=True):
             parameter.grad = gradient
-        return self._descend(total, metrics)
+        means, task_loss, task_frames = numbers.split([len(STEP_METRICS), self._k, self._k])
+        grad_norm = nn.utils.clip_grad_norm_(self.params, self._learner.max_grad_norm)
+        skipped = 1.0 - torch.isfinite(means[0] + grad_norm).float()
+        self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.policy.project_std()
+        self.skipped_in_a_row.add_(1).mul_(skipped)
+        counts = torch.stack([skipped, self.skipped_in_a_row])
+        return torch.cat([counts, means[1:], grad_norm[None], task_loss / task_frames])
 
     def _minibatch(self) -> TensorDictBase:
         assert self.frames is not None
         return self.frames[self.rows]
 
-    def _descend(self, total: Tensor, metrics: dict[str, Tensor]) -> Tensor:
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self._learner.max_grad_norm)
-        skipped = 1.0 - torch.isfinite(total.detach() + metrics["grad_norm"]).float()
-        self.optimizer.found_inf.copy_(skipped)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.policy.project_std()
-        self.skipped_in_a_row.add_(1).mul_(skipped)
-        counts, means = torch.stack([skipped, self.skipped_in_a_row]), torch.stack([metrics[m] for m in STEP_METRICS])
-        return torch.cat([counts, means, metrics["task_loss_critic"]])
-
     def _last_minibatch(self) -> dict[str, Any]:
-        return {"policy_state": self.policy.state_dict(), "minibatch": self._minibatch().to_dict()}
+        """The policy, and the frames of all ranks in the last minibatch."""
+        own, size = self._minibatch()[: len(self.positions)], self.config.minibatch_size
+        count = int(self.ranks.total(torch.tensor(len(self.positions), device=self.device)))
+        minibatch = {}
+        for key, rows in own.items():
+            whole = rows.new_zeros(size, *rows.shape[1:])
+            whole[self.positions] = rows
+            self.ranks.add(whole)
+            minibatch[key] = whole[:count]
+        return {"policy_state": self.policy.state_dict(), "minibatch": minibatch}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that learning continues from, except the policy; not a copy."""
+        """Everything that learning continues from, except the policy; not a copy. On the first rank of all ranks."""
+        scale = self.reward_scale.state_dict()
         return {
             "optimizer": self.optimizer.state_dict(),
             "lr": self.lr,
-            "reward_scale": self.reward_scale.state_dict(),
+            "reward_scale": scale | self.ranks.rows_at_first({"returns": scale["returns"]}),
             "skipped_in_a_row": self.skipped_in_a_row,
             "minibatch_order": self.generator.get_state(),
         }
@@ -275,7 +361,8 @@ class PPO:
             self.optimizer.load_state_dict({"state": copy.deepcopy(state["optimizer"]["state"]), "param_groups": own})
             self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr.copy_(state["lr"])
-        self.reward_scale.load_state_dict(state["reward_scale"])
+        returns = state["reward_scale"]["returns"]
+        self.reward_scale.load_state_dict(state["reward_scale"] | {"returns": returns[self.ranks.part(len(returns))]})
         self.skipped_in_a_row.copy_(state["skipped_in_a_row"])
         if state["minibatch_order"].numel() == self.generator.get_state().numel():  # else it comes from another device
             self.generator.set_state(state["minibatch_order"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl_vec.policy.normalization import merge_moments
+from mtrl_vec.ranks import ALONE, Ranks
 
 
 class RewardScale(nn.Module):
@@ -32,8 +33,8 @@ class RewardScale(nn.Module):
         self.register_buffer("count", torch.zeros(num_tasks))
 
     @torch.no_grad()
-    def update(self, reward: Tensor, done: Tensor, task_one_hot: Tensor) -> None:
-        """Add a rollout to the running statistics: reward [B, T], done [B, T], task_one_hot [B, T, K]."""
+    def update(self, reward: Tensor, done: Tensor, task_one_hot: Tensor, ranks: Ranks = ALONE) -> None:
+        """Add the rollouts of all ranks to the running statistics: [B, T], [B, T] and [B, T, K] each."""
         returns = torch.empty_like(reward)
         running = self.returns
         for t in range(reward.shape[1]):
@@ -47,7 +48,8 @@ class RewardScale(nn.Module):
         count = weight.sum(0)
         mean = torch.where(weight > 0, x, 0.0).sum(0) / count.clamp(min=1)
         var = torch.where(weight > 0, (x - mean) ** 2, 0.0).sum(0) / count.clamp(min=1)
-        merge_moments(self, mean, var, count * (mean + var).isfinite())
+        for moments in ranks.each(torch.stack([mean, var, count * (mean + var).isfinite()])):
+            merge_moments(self, *moments)
 
     def forward(self, reward: Tensor, task_one_hot: Tensor) -> Tensor:
         """Scale rewards [..., 1] by their tasks [..., K]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl_vec.policy.normalization import ObservationNorm
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.tasks.layout import METAWORLD, ObservationLayout
 
 
@@ -48,10 +49,10 @@ class InputFeatures(nn.Module):
         """F, without the one-hot."""
         self.observation_norm = ObservationNorm(self.size)
 
-    def update(self, observation: Tensor) -> None:
-        """Add observations [..., D] to the running statistics."""
+    def update(self, observation: Tensor, ranks: Ranks = ALONE) -> None:
+        """Add the observations of all ranks to the running statistics, [..., D]."""
         if self.normalize:
-            self.observation_norm.update(self._select(observation))
+            self.observation_norm.update(self._select(observation), ranks)
 
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         """[..., D], [..., K] -> [..., F + K]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtrl_vec.config import PolicyConfig
 from mtrl_vec.policy.features import InputFeatures
 from mtrl_vec.policy.routing import TaskHeads, gathered_linear, split_linear
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.tasks.layout import ObservationLayout
 
 
@@ -143,17 +144,18 @@ class CriticHeads(nn.Module):
         return value.view(*task_idx.shape, 1)
 
     @torch.no_grad()
-    def adapt(self, target: Tensor, task_one_hot: Tensor, rate: float) -> None:
+    def adapt(self, target: Tensor, task_one_hot: Tensor, rate: float, ranks: Ranks = ALONE) -> None:
         """Take in the targets of a rollout, [N, 1] and [N, K], and change the last layer so that no output changes.
 
         Args:
             target: what values should be.
             task_one_hot: of which task; one without frames stays as it is.
             rate: of the exponential averages. The first rollout of a task counts as a whole.
+            ranks: with a part of the rollout each.
         """
-        count = task_one_hot.sum(0)
-        mean = torch.where(task_one_hot > 0, target, 0.0).sum(0) / count.clamp(min=1)
-        square = torch.where(task_one_hot > 0, target**2, 0.0).sum(0) / count.clamp(min=1)
+        sums = [torch.where(task_one_hot > 0, power, 0.0).sum(0) for power in (target, target**2)]
+        count, first, second = ranks.total(torch.stack([task_one_hot.sum(0), *sums]))
+        mean, square = first / count.clamp(min=1), second / count.clamp(min=1)
         fine = (count > 0) & (mean + square).isfinite()
         rate_now = torch.where(self.updates > 0, rate, 1.0)
         new_mean = torch.lerp(self.value_mean, mean, rate_now)

@@ -16,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mtrl_vec.ranks import ALONE, Ranks
+
 
 class Moments(Protocol):
     """Something with running moments in its buffers."""
@@ -45,11 +47,13 @@ class ObservationNorm(nn.Module):
         return ((x - self.mean) * torch.rsqrt(self.var + self.VARIANCE_FLOOR)).clamp(-10, 10)
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Add observations of any batch shape to the running moments, [..., D]."""
+    def update(self, x: Tensor, ranks: Ranks = ALONE) -> None:
+        """Add the observations of all ranks to the running moments, of any batch shape [..., D]."""
         x = x.reshape(-1, x.shape[-1])
         var, mean = torch.var_mean(x, dim=0, correction=0)
-        merge_moments(self, mean, var, torch.where((mean + var).isfinite().all(), len(x), 0.0))
+        count = torch.where((mean + var).isfinite().all(), len(x), 0.0).expand_as(mean)
+        for moments in ranks.each(torch.stack([mean, var, count])):
+            merge_moments(self, moments[0], moments[1], moments[2, 0])
 
 
 def merge_moments(moments: Moments, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -13,6 +13,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.machine import versions
 from mtrl_vec.policy.checkpoint import checkpoint_name, checkpoints, save_checkpoint
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 from mtrl_vec.train.progress import Progress
 from mtrl_vec.train.run_dir import leftovers
@@ -40,6 +41,7 @@ class Checkpoints:
         parts: what has a state, by name; all of it and nothing else is in a checkpoint, beside `header`.
         progress: of the run, one of the parts.
         timer: its seconds are part of the state.
+        ranks: the state of all of them is gathered on the first one, which writes it.
 
     Attributes:
         saved_frames: of the last checkpoint that was written.
@@ -48,9 +50,15 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, config: TrainConfig, parts: Mapping[str, Stateful], progress: Progress, timer: Timer
+        self,
+        folder: Path,
+        config: TrainConfig,
+        parts: Mapping[str, Stateful],
+        progress: Progress,
+        timer: Timer,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._folder, self._config, self._parts = folder, config, parts
+        self._folder, self._config, self._parts, self._ranks = folder, config, parts, ranks
         self._progress, self._timer = progress, timer
         self._last: dict[str, Any] | None = None
         self._saved_at = time.perf_counter()
@@ -79,7 +87,9 @@ class Checkpoints:
     def take(self) -> None:
         """Copy the state of the run: a whole iteration is over."""
         with self._timer("checkpoint"):
-            states = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts.items()}
+            states = {name: part.state_dict() for name, part in self._parts.items()}  # of all ranks
+            if self._ranks.first:
+                states = copy.deepcopy(states)
             self._last = header(self._config, self._progress) | states | {"seconds": dict(self._timer.seconds)}
 
     def save_if_due(self) -> None:
@@ -91,6 +101,9 @@ class Checkpoints:
     def save(self) -> None:
         """Write what was taken last, if that is new; and remove the oldest checkpoints."""
         if self._last is None or self.frames <= self.saved_frames:
+            return
+        if not self._ranks.first:
+            self.saved_frames = self.frames
             return
         path = self._folder / checkpoint_name(self.frames)
         try:

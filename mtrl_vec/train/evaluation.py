@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
@@ -19,14 +20,15 @@ from mtrl_vec.envs import SimulatorPool, make_env
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.checkpoint import BEST_NAME, save_checkpoint
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 from mtrl_vec.train.progress import Progress
 from mtrl_vec.train.recovery import Recovery
 from mtrl_vec.train.rollouts import single_threaded
 
 
-def simulated_success_rates(acting: ActingPolicy, env: EnvBase, num_tasks: int, num_steps: int) -> list[float]:
-    """Fraction of environments per task that succeed at any of ``num_steps`` steps with the mean action, [K].
+def simulated_successes(acting: ActingPolicy, env: EnvBase, num_tasks: int, num_steps: int) -> Tensor:
+    """How many environments of each task succeed at any of ``num_steps`` steps, and how many there are, [2, K].
 
     Args:
         acting: the policy, with its mean actions.
@@ -43,7 +45,7 @@ def simulated_success_rates(acting: ActingPolicy, env: EnvBase, num_tasks: int, 
         if success[rows].all():
             break
     task_idx, success = state["task_idx"].flatten()[rows], success[rows]
-    return [success[task_idx == k].float().mean().item() for k in range(num_tasks)]
+    return torch.stack([torch.bincount(idx, minlength=num_tasks) for idx in (task_idx[success], task_idx)])
 
 
 class Evaluation:
@@ -58,14 +60,17 @@ class Evaluation:
         folder: of the run, where the best policy is kept.
         policy: as it is in training.
         recovery: from simulators that die.
+        ranks: over which the episodes are spread.
 
     Attributes:
         best_success: mean success over the tasks of the policy in ``best.pt``; negative before the first evaluation.
         notify: is told of problems with writing it.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, policy: SharedPolicy, recovery: Recovery) -> None:
-        self._config, self._folder, self._recovery = config, folder, recovery
+    def __init__(
+        self, config: TrainConfig, folder: Path, policy: SharedPolicy, recovery: Recovery, ranks: Ranks = ALONE
+    ) -> None:
+        self._config, self._folder, self._recovery, self._ranks = config, folder, recovery, ranks
         self._acting = ActingPolicy(policy, config, Timer(), mean=True)
         self._pool: SimulatorPool | None = None
         self.best_success = -1.0
@@ -90,16 +95,18 @@ class Evaluation:
             WorkerDied: simulators died more often than allowed.
         """
         with single_threaded():
-            return self._recovery(self._attempt, self.close)
+            successes, episodes = self._ranks.sum(self._recovery(self._attempt, self.close))
+        return (successes.float() / episodes).tolist()
 
-    def _attempt(self) -> list[float]:
+    def _attempt(self) -> Tensor:
         environment = self._config.environment
+        own = self._ranks.part(self._config.eval_episodes * self._config.num_tasks)
         if self._pool is None:
             self._pool = make_env(
                 environment.tasks,
                 num_workers=self._config.runtime.num_workers,
-                num_envs=self._config.eval_episodes * self._config.num_tasks,
-                first_slot=self._config.num_envs,  # random streams that training does not use
+                num_envs=own.stop - own.start,
+                first_slot=self._config.num_envs + own.start,  # random streams that training does not use
                 max_episode_steps=self._config.max_episode_steps,
                 random_phase=False,
                 rest_after_success=True,
@@ -109,7 +116,7 @@ class Evaluation:
             self._pool.start()
         self._pool.set_seed(self._config.seed, static_seed=True)
         num_tasks, num_steps = self._config.num_tasks, self._config.max_episode_steps
-        return simulated_success_rates(self._acting, self._pool, num_tasks, num_steps)
+        return simulated_successes(self._acting, self._pool, num_tasks, num_steps)
 
     def keep_if_best(self, rates: list[float], content: Mapping[str, Any]) -> None:
         """Save the policy if none did better so far; ties go to the later one, which has learned more.
@@ -119,6 +126,8 @@ class Evaluation:
             content: what to save beside the results.
         """
         results = self.columns(rates)
+        if not self._ranks.first:
+            return
         if results["eval/mean_success_rate"] < self.best_success:
             return
         try:

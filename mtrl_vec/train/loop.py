@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.diagnosis import explained
 from mtrl_vec.learn.exploration import exploration
+from mtrl_vec.ranks import require_same
 from mtrl_vec.train.checkpoints import header
 from mtrl_vec.train.metrics import Stopwatch, machine_columns, prefixed, std_columns
 from mtrl_vec.train.run import Run
@@ -34,6 +35,7 @@ class Trainer(Run):
             KeyboardInterrupt: Ctrl-C.
             WorkerDied: simulators died more often than ``max_restarts`` allows.
             Diverged: loss or gradients are no longer finite.
+            RunFailed: another rank is gone, or its weights are no longer the same.
         """
         with self.opened() as record:
             start = time.perf_counter() - self.progress.elapsed
@@ -44,6 +46,7 @@ class Trainer(Run):
                 evaluation = self.evaluate()
                 self.progress.elapsed = time.perf_counter() - start
                 record.write(self.row(metrics | speeds | evaluation))
+                require_same(self.policy.state_dict().values(), self.ranks)
                 self.checkpoints.take()
                 self.checkpoints.save_if_due()
 
@@ -58,7 +61,9 @@ class Trainer(Run):
             rollout, metrics = self.pipeline(self.task_sampling.task_probs, last)
         except Diverged as error:
             when = f"iteration {self.progress.iteration + 1}"
-            raise explained(error, self.config, when, self.run_dir / DUMP_NAME) from error
+            dump = self.run_dir / DUMP_NAME
+            shown = explained(error, self.config, when, dump) if self.ranks.first else error
+            raise self.ranks.shared(shown) from error
         self.progress.iteration += 1
         self.progress.skipped_updates += int(metrics.pop("skipped_updates"))
         self.statistics.update(rollout)

@@ -1,6 +1,6 @@
 """In which order collecting and learning take place: alternating, or overlapping.
 
-Shapes: ``B`` environments, ``T`` steps, ``K`` tasks.
+Shapes: ``B`` environments of this rank, ``T`` steps, ``K`` tasks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 
 from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.train.rollouts import Rollouts
 
 Metrics = dict[str, float]
@@ -64,13 +65,14 @@ class Overlapping(Alternating):
     Args:
         rollouts, learn: see `Alternating`.
         acting: has to lag behind the policy that learns.
+        ranks: which all go on in the same way.
     """
 
     ALTERNATE_FIRST = 2
 
-    def __init__(self, rollouts: Rollouts, learn: Learn, acting: ActingPolicy) -> None:
+    def __init__(self, rollouts: Rollouts, learn: Learn, acting: ActingPolicy, ranks: Ranks = ALONE) -> None:
         super().__init__(rollouts, learn)
-        self._acting = acting
+        self._acting, self._ranks = acting, ranks
         self._ahead: TensorDictBase | None = None  # the next rollout
         self._iterations = 0  # in this process
         self._thread: ThreadPoolExecutor | None = None
@@ -109,13 +111,16 @@ class Overlapping(Alternating):
             self._thread.shutdown()
 
     def state_dict(self) -> dict[str, Any]:
-        """The next rollout; not a copy."""
-        ahead = self._ahead
-        if ahead is None:
+        """The next rollout; not a copy. On the first rank that of all ranks."""
+        if self._ahead is None:
             return {"ahead": None}
-        return {"ahead": ahead.flatten_keys(".").to_dict(), "shape": list(ahead.batch_size)}
+        ahead = self._ranks.rows_at_first(self._ahead.flatten_keys(".").to_dict())
+        return {"ahead": ahead, "shape": list(ahead["observation"].shape[:2])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
-        ahead = state["ahead"]
-        self._ahead = None if ahead is None else TensorDict(ahead, state["shape"]).unflatten_keys(".")
+        if state["ahead"] is None:
+            self._ahead = None
+            return
+        ahead = TensorDict(state["ahead"], state["shape"]).unflatten_keys(".")
+        self._ahead = ahead[self._ranks.part(len(ahead))]

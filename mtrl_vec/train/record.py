@@ -44,3 +44,18 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+
+class Silence:
+    """What ranks other than the first do in place of a `Record`: nothing."""
+
+    def event(self, message: str) -> None:
+        """See `Record`."""
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """See `Record`."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

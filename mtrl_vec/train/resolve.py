@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs.make import default_num_workers
+from mtrl_vec.errors import InputError
 from mtrl_vec.learn.device import resolve_device
+from mtrl_vec.ranks import ALONE, Ranks
+
+_OF_A_MACHINE = ("num_workers", "run_dir")
+"""Fields of `RuntimeConfig` that may differ between ranks; it is the first one's folder that counts."""
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
+def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
     """The settings with ``auto`` and None defaults replaced by concrete values.
 
     Raises:
-        InputError: CUDA is requested but missing.
+        InputError: CUDA is requested but missing, or the environments cannot be spread evenly over the ranks.
     """
-    workers = config.runtime.num_workers or default_num_workers()
+    share, left = divmod(config.num_envs, ranks.size)
+    if left:
+        raise InputError(
+            f"num_envs is {config.num_envs}: it must be a multiple of the {ranks.size} ranks, for example "
+            f"--num-envs {(share + 1) * ranks.size}"
+        )
+    workers = config.runtime.num_workers or default_num_workers(ranks.cores)
     return config.replace(
         sampling=config.sampling.for_tasks(config.tasks),
         device=resolve_device(config.runtime.device).type,
-        num_workers=min(workers, config.num_envs),
+        num_workers=min(workers, share),
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
         total_frames=config.total_frames,
@@ -25,3 +36,20 @@ def resolve(config: TrainConfig) -> TrainConfig:
         eval_episodes=config.eval_episodes,
         task_weights=config.learner.task_weights or (1.0,) * config.num_tasks,
     )
+
+
+def require_agreement(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises InputError, on all ranks, where the resolved settings of one are not those of the first."""
+    expected = ranks.from_first(config.to_dict)
+
+    def check() -> None:
+        for group, values in config.to_dict().items():
+            pairs = zip(values.items(), expected[group].values(), strict=True) if isinstance(values, dict) else ()
+            alone = [((group, values), expected[group])] if not isinstance(values, dict) else []
+            for (name, value), other in (*pairs, *alone):
+                if value != other and name not in _OF_A_MACHINE:
+                    raise InputError(
+                        f"{name} is {value}, but {other} on the first rank: start all with the same settings"
+                    )
+
+    ranks.together(check)

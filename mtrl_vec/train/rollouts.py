@@ -1,6 +1,6 @@
 """Where rollouts come from: the simulators of a run and TorchRL's collector; and what happens when simulators die.
 
-Shapes: ``W`` workers, ``E`` rows per worker, ``B`` environments, ``T`` steps, ``K`` tasks.
+Shapes: ``W`` workers, ``E`` rows per worker, ``B`` environments of this rank, ``T`` steps, ``K`` tasks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torchrl.collectors import Collector
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import SimulatorPool, make_env
 from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 from mtrl_vec.train.recovery import Recovery
 
@@ -34,7 +35,7 @@ def single_threaded() -> Iterator[None]:
 
 
 class Rollouts:
-    """Rollouts of all environments of a run, one after the other.
+    """Rollouts of all environments of this rank, one after the other.
 
     Simulators start with the first rollout. If one dies, all simulators and the noise of the actions are
     restored to the end of the last rollout, so that results are unaffected.
@@ -44,10 +45,14 @@ class Rollouts:
         acting: chooses the actions.
         recovery: from simulators that die.
         timer: counts the sections ``collect``, ``simulate`` and ``checkpoint``.
+        ranks: over which the environments of the run are spread.
     """
 
-    def __init__(self, config: TrainConfig, acting: ActingPolicy, recovery: Recovery, timer: Timer) -> None:
+    def __init__(
+        self, config: TrainConfig, acting: ActingPolicy, recovery: Recovery, timer: Timer, ranks: Ranks = ALONE
+    ) -> None:
         self._config, self._acting, self._recovery, self._timer = config, acting, recovery, timer
+        self._ranks = ranks
         self._pool: SimulatorPool | None = None
         self._batches: Iterator[TensorDictBase] = iter(())
         self._task_probs: NDArray[np.float64] | None = None
@@ -91,11 +96,13 @@ class Rollouts:
         """Start the simulators, in place of those that run: from the end of the last rollout."""
         self.close()
         env, learner = self._config.environment, self._config.learner
+        own = self._ranks.part(self._config.num_envs)
         pool = self._pool = make_env(
             env.tasks,
             num_workers=self._config.runtime.num_workers,
-            num_envs=self._config.num_envs,
+            num_envs=own.stop - own.start,
             seed=self._config.seed,
+            first_slot=own.start,
             goals_seed=env.goals_seed,
             max_episode_steps=self._config.max_episode_steps,
             random_phase=env.random_phase,
@@ -127,16 +134,21 @@ class Rollouts:
         self._task_probs = task_probs
 
     def state_dict(self) -> dict[str, Any]:
-        """What the simulators continue from after the last rollout, ``B`` rows each; not a copy."""
+        """What the simulators continue from after the last rollout, a row for each; not a copy.
+
+        On the first rank those of all ranks.
+        """
         if self._simulators is None:
             return {"simulators": None}
-        return {"simulators": {name: torch.from_numpy(array) for name, array in self._simulators.items()}}
+        rows = {name: torch.from_numpy(array) for name, array in self._simulators.items()}
+        return {"simulators": self._ranks.rows_at_first(rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`: ends the simulators that run; others start with the next rollout."""
         self.close()
         simulators = state["simulators"]
-        self._simulators = None if simulators is None else {name: t.numpy() for name, t in simulators.items()}
+        own = self._ranks.part(self._config.num_envs)
+        self._simulators = None if simulators is None else {name: t[own].numpy() for name, t in simulators.items()}
 
     def close(self) -> None:
         """End the simulators' processes."""

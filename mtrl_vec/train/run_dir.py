@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import itertools
 import json
 import os
+import platform
 import shutil
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,11 +20,14 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.files import temporary_path, write_atomically
 from mtrl_vec.machine import versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, is_readable
+from mtrl_vec.ranks import launch_id
 from mtrl_vec.tasks.suite import UnknownTask
 from mtrl_vec.train.log import EVENTS_NAME, METRICS_NAME, WANDB_ID_NAME
 
 CONFIG_NAME = "config.json"
 TRACE_NAME = "trace.json.gz"
+LAUNCH_NAME = "launch.id"
+"""Which launch of torchrun has started a run, so that it continues after a restart, see `run_of_this_launch`."""
 DUMP_NAME = "diverged.pt"
 """Left by a run that stopped because its numbers were no longer finite; see `mtrl_vec.learn.diagnosis`."""
 RUN_FILES = {
@@ -32,6 +37,7 @@ RUN_FILES = {
     TRACE_NAME,
     BEST_NAME,
     DUMP_NAME,
+    LAUNCH_NAME,
     WANDB_ID_NAME,
     "tensorboard",
     "wandb",
@@ -63,9 +69,31 @@ def prepare_run_dir(config: TrainConfig) -> tuple[Path, RunLock]:
         for name in present:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if launch := launch_id():
+            write_atomically(folder / LAUNCH_NAME, launch.encode())
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}): choose another --run-dir") from error
     return folder, lock
+
+
+def run_of_this_launch(folder: Path | None) -> Path | None:
+    """The folder of the run that this launch of torchrun has started before, in ``folder`` or under ``runs/``.
+
+    torchrun starts all ranks anew when one of them, or a node, is lost: with the same command, which now continues.
+    None: there is no such run, or torchrun has not started this process.
+    """
+    launch = launch_id()
+    for candidate in Path("runs").glob("*") if folder is None else (folder,):
+        with contextlib.suppress(OSError):
+            if launch and (candidate / LAUNCH_NAME).read_text() == launch:
+                return candidate
+    return None
+
+
+def require_visible(folder: Path) -> None:
+    """Raises InputError where this machine does not see the folder of a run that another one has prepared."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} cannot be seen on {platform.node()}: choose a --run-dir that all nodes share")
 
 
 def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
@@ -185,6 +213,8 @@ def _run_files(folder: Path) -> set[str]:
 
 
 def _is_run(folder: Path) -> bool:
+    if (folder / LAUNCH_NAME).exists():  # also one that was killed before it wrote its settings
+        return True
     try:
         values = json.loads((folder / CONFIG_NAME).read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Statistics of the episodes of a run.
 
-Shapes: ``B`` environments, ``T`` steps, ``K`` tasks.
+Shapes: ``B`` environments of all ranks, ``T`` steps, ``K`` tasks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
+from mtrl_vec.ranks import ALONE, Ranks
+
 FAST, SLOW = 0.3, 0.1
 """Rates per iteration of the two moving averages of success whose difference is learning progress."""
 
 
 class EpisodeStatistics:
     """Success, return and length of the last ``window`` whole episodes of every task, from consecutive rollouts.
+
+    Every rank knows those of all ranks.
 
     An episode is successful if any of its steps was. Episodes that did not start at their first step (random phases) or
     ended in unstable physics are left out.
@@ -28,6 +32,7 @@ class EpisodeStatistics:
         tasks: their names.
         num_envs: ``B``.
         whole: the first episodes start at their first step.
+        ranks: with a part of the environments each.
         window: episodes per task.
 
     Attributes:
@@ -36,8 +41,10 @@ class EpisodeStatistics:
         untrained: [K], 1 for tasks that the run has to learn from nothing, 0 for those that its first policy knew.
     """
 
-    def __init__(self, tasks: Sequence[str], num_envs: int, whole: bool, window: int = 50) -> None:
-        self.tasks = tuple(tasks)
+    def __init__(
+        self, tasks: Sequence[str], num_envs: int, whole: bool, ranks: Ranks = ALONE, window: int = 50
+    ) -> None:
+        self.tasks, self._ranks = tuple(tasks), ranks
         self.unstable_episodes = 0
         self._whole = np.full(num_envs, whole)
         self._return = np.zeros(num_envs)
@@ -49,14 +56,12 @@ class EpisodeStatistics:
         self.untrained = np.ones(len(tasks))
 
     def update(self, rollout: TensorDictBase) -> None:
-        """Add a rollout [B, T] with raw rewards."""
-
-        def column(*key: str) -> NDArray:
-            return rollout[key].squeeze(-1).cpu().numpy()
-
-        reward, success = column("next", "reward"), column("next", "success")
-        done, unstable = column("next", "done"), column("next", "unstable")
-        task_idx = rollout["task_idx"].cpu().numpy()
+        """Add a rollout with raw rewards, of which each rank has its own environments."""
+        after = rollout["next"]
+        flags = torch.cat([after["success"], after["done"], after["unstable"]], -1)
+        reward = self._ranks.rows(after["reward"].squeeze(-1)).cpu().numpy()
+        success, done, unstable = self._ranks.rows(flags.byte()).bool().cpu().numpy().transpose(2, 0, 1)
+        task_idx = self._ranks.rows(rollout["task_idx"].short()).cpu().numpy()
         self.unstable_episodes += int(unstable.sum())
         self._frame_fraction = np.bincount(task_idx.ravel(), minlength=len(self.tasks)) / task_idx.size
         for t in range(reward.shape[1]):

@@ -1,0 +1,296 @@
+"""Ranks: the processes that train one policy together, each with its part of the environments.
+
+Every rank decides the same things from the same numbers, to the last bit, so that nobody has to be told what to do
+next. Everything that sums or gathers over environments goes through `Ranks`, which is one process by itself: its
+methods return what they are given. `Group` is what torchrun starts.
+
+Shapes: ``R`` ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mtrl_vec.errors import InputError, RunFailed, WorkerDied, first_line
+from mtrl_vec.machine import available_cores
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+TIMEOUT = datetime.timedelta(minutes=5)
+"""How long a rank may be silent, while its connection stands, before the others give it up."""
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+
+
+class Ranks:
+    """One process by itself.
+
+    Attributes:
+        rank: which one this is, from 0.
+        size: ``R``.
+        cores: of this machine for each of its ranks.
+    """
+
+    rank, size = 0, 1
+
+    @property
+    def cores(self) -> int:
+        """Cores of this machine for each of its ranks."""
+        return available_cores()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and talks."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """Which of ``count`` rows are this rank's: parts as even as possible, in the order of the ranks."""
+        share, more = divmod(count, self.size)
+        start = self.rank * share + min(self.rank, more)
+        return slice(start, start + share + (self.rank < more))
+
+    # For the learner, on its device.
+
+    def add(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over the ranks, in place."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks."""
+        return tensor
+
+    def each(self, tensor: Tensor) -> Tensor:
+        """A tensor of every rank, [R, ...]."""
+        return tensor[None]
+
+    # For simulators and files, on the CPU. These may be called while another thread learns.
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks one after the other, on every rank. All have the same number of rows."""
+        return tensor
+
+    def rows_at_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same on the first rank only, and of several tensors in one message; other ranks get back their own."""
+        return dict(tensors)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks, as `total`."""
+        return tensor
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """What a call returns or raises on the first rank: on every rank. It has to be picklable."""
+        return call()
+
+    def together(self, call: Callable[[], T]) -> T:
+        """``call()``, which raises `WorkerDied` or `InputError` on all ranks if it does on any."""
+        return call()
+
+    def shared(self, error: E) -> E:
+        """An error that all ranks raise, marked so that only the first one shows it."""
+        return error
+
+    def close(self) -> None:
+        """Part from the other ranks, at the end of a run that succeeded."""
+
+
+ALONE = Ranks()
+
+
+class Group(Ranks):
+    """A rank among others, see `join`.
+
+    There are two process groups, since all ranks have to use a group in the same order: one for the learner, on its
+    device, and one on the CPU for simulators and files, which may be used by another thread meanwhile.
+
+    Args:
+        device: of the learner: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: torchrun's environment lacks what restarts need.
+        RunFailed: also by all methods, where another rank is gone.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._local_rank, self._local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if self._local_size < self.size and not os.environ.get(OWN_STORE):
+            raise InputError(
+                f"{OWN_STORE} is not set: set it to 1 in the environment of every torchrun, or several nodes cannot "
+                "find each other again after a restart"
+            )
+        with self._naming_the_lost():
+            dist.init_process_group("gloo", store=_store(), rank=self.rank, world_size=self.size, timeout=TIMEOUT)
+            self._cpu_group = dist.group.WORLD
+            self._learner_group = dist.new_group(backend=self._choose_gpu(device), timeout=TIMEOUT)
+
+    def _choose_gpu(self, device: str) -> str:
+        """The learner's backend: NCCL where every rank has a GPU of its own, gloo where not. Chooses the GPU, too."""
+        gpus = torch.cuda.device_count() if device != "cpu" else 0
+        if gpus:  # streams, graphs and NCCL take the current one
+            torch.cuda.set_device(self._local_rank % gpus)
+        own = self.sum(torch.tensor(float(gpus >= self._local_size)))
+        return "nccl" if own == self.size else "gloo"
+
+    @property
+    def cores(self) -> int:
+        """See `Ranks`."""
+        return max(1, available_cores() // self._local_size)
+
+    def add(self, tensor: Tensor) -> None:
+        """See `Ranks`."""
+        with self._naming_the_lost():
+            dist.all_reduce(tensor, group=self._learner_group)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """See `Ranks`."""
+        result = tensor.clone()
+        self.add(result)
+        return result
+
+    def each(self, tensor: Tensor) -> Tensor:
+        """See `Ranks`."""
+        everything = tensor.new_zeros(self.size, *tensor.shape)  # gloo can add up what is on a GPU, but not gather it
+        everything[self.rank] = tensor
+        self.add(everything)
+        return everything
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """See `Ranks`."""
+        packed = _as_bytes(tensor)
+        parts = [torch.empty_like(packed) for _ in range(self.size)]
+        with self._naming_the_lost():
+            dist.all_gather(parts, packed, group=self._cpu_group)
+        return torch.cat(parts).view(tensor.dtype).view(-1, *tensor.shape[1:])
+
+    def rows_at_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Ranks`."""
+        flat = {name: _as_bytes(rows) for name, rows in tensors.items()}
+        packed = torch.cat(list(flat.values()), dim=1)
+        parts = [torch.empty_like(packed) for _ in range(self.size)] if self.first else None
+        with self._naming_the_lost():
+            dist.gather(packed, parts, group=self._cpu_group)
+        if parts is None:
+            return dict(tensors)
+        columns = torch.cat(parts).split([rows.shape[1] for rows in flat.values()], dim=1)
+        return {
+            name: column.contiguous().view(tensor.dtype).view(len(column), *tensor.shape[1:])
+            for (name, tensor), column in zip(tensors.items(), columns, strict=True)
+        }
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See `Ranks`."""
+        result = tensor.clone()
+        with self._naming_the_lost():
+            dist.all_reduce(result, group=self._cpu_group)
+        return result
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """See `Ranks`."""
+        answer: list[Any] = [None]
+        if self.first:
+            try:
+                answer = [(call(), None)]
+            except (InputError, RunFailed) as error:
+                answer = [(None, error)]
+        with self._naming_the_lost():
+            dist.broadcast_object_list(answer, group=self._cpu_group)
+        result, problem = answer[0]
+        if problem is not None:
+            raise self.shared(problem)
+        return result
+
+    def together(self, call: Callable[[], T]) -> T:
+        """See `Ranks`."""
+        result: Any = None
+        problem: InputError | WorkerDied | None = None
+        try:
+            result = call()
+        except (InputError, WorkerDied) as error:
+            problem = error
+        if not self.sum(torch.tensor(float(problem is not None))):
+            return result
+        problems: list[Any] = [None] * self.size
+        with self._naming_the_lost():
+            dist.all_gather_object(problems, problem, group=self._cpu_group)
+        rank, first = next((rank, found) for rank, found in enumerate(problems) if found is not None)
+        everywhere = all(str(found) == str(first) for found in problems)
+        raise self.shared(first if everywhere else type(first)(f"{first} (rank {rank})"))
+
+    def shared(self, error: E) -> E:
+        """See `Ranks`."""
+        error.shown_by_first = not self.first  # type: ignore[attr-defined]
+        return error
+
+    @contextlib.contextmanager
+    def _naming_the_lost(self) -> Iterator[None]:
+        if torch.compiler.is_compiling():
+            yield
+            return
+        try:
+            yield
+        except RuntimeError as error:  # of gloo or NCCL
+            raise self.shared(RunFailed(f"another rank of this run is gone ({first_line(error)})")) from error
+
+    def close(self) -> None:
+        """See `Ranks`."""
+        dist.destroy_process_group()
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    """[n, ...] of any type -> [n, bytes per row] on the CPU: gloo does not know every type."""
+    return rows.cpu().reshape(len(rows), rows[0].numel()).contiguous().view(torch.uint8)
+
+
+def join(device: str) -> Ranks:
+    """The ranks that torchrun has started this process among; or this process by itself.
+
+    Args:
+        device: of the learner: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: see `Group`.
+    """
+    return Group(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+
+
+def launch_id() -> str | None:
+    """What identifies a launch of torchrun through all of its restarts; None if torchrun did not start this process.
+
+    The name that ``--rdzv-id`` or ``--standalone`` gave it. Without one, torchrun's own process: enough on one node.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return name if name != "none" else f"{os.uname().nodename}-{os.getppid()}-{os.environ['MASTER_PORT']}"
+
+
+def require_same(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Raises RunFailed where float32 tensors are not the same on all ranks, to the last bit."""
+    if ranks.size == 1:
+        return
+    checksums = ranks.rows(torch.stack([tensor.view(torch.int32).sum() for tensor in tensors]).cpu()[None])
+    others = (checksums != checksums[0]).any(1).nonzero().flatten().tolist()
+    if others:
+        which = ", ".join(map(str, others))
+        raise ranks.shared(RunFailed(f"the policy of rank {which} is no longer that of rank 0: use equal processors"))
+
+
+def _store() -> dist.Store:
+    """Where the ranks find each other: another place after each restart.
+
+    By default ranks share the store of torchrun's agent (as of torch 2.13), which keeps the addresses of ranks that are
+    gone. The count of restarts tells old from new, but only on one node: each agent has a count of its own.
+    """
+    port, is_server = int(os.environ["MASTER_PORT"]), os.environ["RANK"] == "0"
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], port, is_master=is_server and not agents, timeout=TIMEOUT, multi_tenant=True
+    )
+    return dist.PrefixStore(f"mtrl_vec/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if agents else store

@@ -1,0 +1,312 @@
+"""Several ranks against one process: iteration by iteration from the same checkpoint, and when some of them are lost.
+
+Rounding differs, as sums are added up in another order, and grows from one iteration to the next (as it does between
+one thread and two). So what has to be equal is one iteration from the same state.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from helpers import SMALL, assert_same, tiny_config
+from mtrl_vec.errors import InputError
+from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
+from mtrl_vec.ranks import Ranks, join
+from mtrl_vec.train import Trainer
+from processes import still_running, workers_of
+from runs import metrics, whole_state
+
+SLOW = pytest.mark.slow
+
+ITERATION = 384
+RUN = {
+    "num_envs": 48,
+    "num_steps": 8,
+    "max_episode_steps": 9,
+    "eval_interval": ITERATION,
+    "eval_episodes": 3,
+    "checkpoint_seconds": 0.0,
+}
+"""Short episodes, evaluations and a checkpoint in every iteration: all of it is part of what is compared.
+
+With fewer environments a rank, matrix products of its rows come out differently from those of all rows.
+"""
+
+CONFIGS = {
+    "default": {},
+    "pcgrad": {"gradient_method": "pcgrad"},
+    "cagrad": {"gradient_method": "cagrad", "popart": False, "entropy_coeff": 0.01},
+    "overlap": {"overlap": True, "log_gradients": True, "per_task_advantage": False},
+    "five minibatches": {"num_minibatches": 5, "sampling": "uniform", "learn_std": False},  # of 76: not equal parts
+    **{f"sampling {name}": {"sampling": name} for name in ("curriculum", "difficulty", "progress", "meta")},
+}
+
+ROUNDED = ("policy", "learner", "acting", "task_sampling")
+"""Parts of a checkpoint in which sums over the ranks end up; but not all of them."""
+EXACT_PARTS = ("progress", "rollouts", "statistics", "evaluation")
+EXACT_ENTRIES = (("learner", "minibatch_order"), ("learner", "reward_scale", "count"), ("acting", "noise"))
+
+
+PROGRAM = Path(__file__).with_name("rank_program.py")
+TRAIN = ["-m", "mtrl_vec", "train", *SMALL]
+
+
+def torchrun(
+    *command: object, ranks: int = 2, options: Sequence[str] = ("--standalone",), **environment: str
+) -> subprocess.Popen:
+    """Start ranks on this machine, with a thread each."""
+    launch = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc-per-node={ranks}"]
+    return subprocess.Popen(
+        [*launch, *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[1])} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output_of(process: subprocess.Popen, seconds: float = 120) -> tuple[str, list[str]]:
+    """What it prints, and what our program says on stderr; killed if it takes too long."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        pytest.fail(f"still running after {seconds} s: {out}{err}")
+    return out, [line for line in err.splitlines() if line.startswith(("error:", "interrupted:"))]
+
+
+def wait_for_iterations(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 90
+    while not (folder / "metrics.csv").exists() or len((folder / "metrics.csv").read_text().splitlines()) <= count:
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.02)
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """Its ranks, in their order."""
+    children = psutil.Process(process.pid).children()
+    return sorted((c for c in children if "RANK" in c.environ()), key=lambda c: int(c.environ()["RANK"]))
+
+
+def simulators_of(rank: psutil.Process) -> list[int]:
+    return workers_of(rank.children(recursive=True))
+
+
+def largest_difference(one: object, other: object) -> float:
+    """Over all numbers in nested dictionaries of tensors, which have to be the same but for their values.
+
+    Of numbers above 1 relative to them.
+    """
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        return max((largest_difference(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        return max((largest_difference(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
+    if isinstance(one, float):
+        one, other = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
+    if not isinstance(one, torch.Tensor):
+        assert one == other
+        return 0.0
+    assert one.shape == other.shape and one.dtype == other.dtype
+    if not one.numel():
+        return 0.0
+    assert torch.equal(one.isnan(), other.isnan())
+    gaps = (one.double() - other.double()).abs() / other.double().abs().clamp(min=1.0)
+    return float(gaps.nan_to_num(0.0).max())
+
+
+def assert_same_but_for_rounding(one: Path, other: Path) -> None:
+    state, expected = whole_state(one), whole_state(other)
+    for part in ROUNDED:
+        assert largest_difference(state[part], expected[part]) < 1e-6, part
+    for part in EXACT_PARTS:
+        assert largest_difference(state[part], expected[part]) == 0, part
+    for path in EXACT_ENTRIES:
+        mine, theirs = state, expected
+        for key in path:
+            mine, theirs = mine[key], theirs[key]
+        assert largest_difference(mine, theirs) == 0, path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Runs of one iteration on one process."""
+    found = {}
+    for name, changes in CONFIGS.items():
+        found[name] = tmp_path_factory.mktemp("one") / "run"
+        Trainer(tiny_config(run_dir=found[name], num_workers=2, total_frames=ITERATION, **RUN | changes)).train()
+    return found
+
+
+@pytest.fixture(scope="module")
+def continued(folders, tmp_path_factory) -> tuple[Path, Path]:
+    """The second iteration of each run: by one process, and by two ranks from the same checkpoint."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    for name, folder in folders.items():
+        shutil.copytree(folder, one / name)
+        shutil.copytree(folder, two / name)
+    process = torchrun(PROGRAM, *(f"{2 * ITERATION}:{two / name}" for name in folders))
+    for name in folders:
+        Trainer.resume(one / name, total_frames=2 * ITERATION).train()
+    assert output_of(process, 300)[1] == [] and process.returncode == 0
+    return one, two
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_ranks_learn_as_one_process(name, continued) -> None:
+    one, two = continued
+    assert_same_but_for_rounding(two / name, one / name)
+    assert [row["iteration"] for row in metrics(two / name)] == ["1", "2"]
+    for column, value in metrics(one / name)[1].items():
+        assert float(metrics(two / name)[1][column]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+def test_any_number_of_ranks_continues_a_run(folders, continued, tmp_path) -> None:
+    """Three ranks what one process began; one process, and three ranks, what two ranks went on with."""
+    one, two = continued
+    for name, folder in {"third": two / "default", "alone": two / "default", "three": folders["default"]}.items():
+        shutil.copytree(folder, tmp_path / name)
+    process = torchrun(
+        *(PROGRAM, f"{3 * ITERATION}:{tmp_path / 'third'}", f"{2 * ITERATION}:{tmp_path / 'three'}"), ranks=3
+    )
+    Trainer.resume(tmp_path / "alone", total_frames=3 * ITERATION).train()
+    assert output_of(process)[1] == [] and process.returncode == 0
+    assert_same_but_for_rounding(tmp_path / "third", tmp_path / "alone")
+    assert_same_but_for_rounding(tmp_path / "three", one / "default")
+
+
+LONG = [
+    "--total-frames",
+    str(30 * 192),
+    "--checkpoint-seconds",
+    "0.2",
+    "--num-workers",
+    "1",
+    "--max-episode-steps",
+    "20",
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = torchrun(*TRAIN, *LONG, "--run-dir", folder)
+    assert output_of(process)[1] == [] and process.returncode == 0
+    return folder
+
+
+@SLOW
+def test_a_simulator_that_dies_on_one_rank_changes_nothing(undisturbed, tmp_path) -> None:
+    process = torchrun(*TRAIN, *LONG, "--run-dir", tmp_path / "run")
+    wait_for_iterations(tmp_path / "run", 4)
+    os.kill(simulators_of(ranks_of(process)[1])[0], signal.SIGKILL)
+    assert output_of(process)[1] == [] and process.returncode == 0
+    assert "(rank 1); continuing after" in (tmp_path / "run" / "events.log").read_text()
+    assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=SLOW), 1])
+def test_a_rank_that_is_killed_changes_nothing(rank, undisturbed, tmp_path) -> None:
+    """torchrun starts all ranks again, and they continue where the first had saved."""
+    process = torchrun(*TRAIN, *LONG, "--run-dir", tmp_path / "run", options=["--standalone", "--max-restarts=1"])
+    wait_for_iterations(tmp_path / "run", 4)
+    ranks_of(process)[rank].kill()
+    out, _ = output_of(process)
+    assert process.returncode == 0 and "continuing with" in out
+    assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
+
+
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whom", ["torchrun", "rank 0", "rank 1"])
+def test_a_signal_ends_all_ranks_and_saves(number, whom, tmp_path) -> None:
+    process = torchrun(*TRAIN, *LONG, "--total-frames", "200000", "--run-dir", tmp_path / "run")
+    wait_for_iterations(tmp_path / "run", 4)
+    everything = psutil.Process(process.pid).children(recursive=True)
+    pid = process.pid if whom == "torchrun" else ranks_of(process)[int(whom[-1])].pid
+    os.kill(pid, number)
+    _, errors = output_of(process, 60)
+    assert len(errors) == 1 and "frames saved in" in errors[0]
+    assert still_running(everything) == []
+    state = load_checkpoint(checkpoints(tmp_path / "run")[0])
+    assert state["progress"]["iteration"] >= 3
+    Trainer.resume(tmp_path / "run", total_frames=state["frames"] + 192).train()  # what one rank saved is whole
+
+
+@SLOW
+def test_a_run_goes_on_where_a_node_is_lost(tmp_path) -> None:
+    """Two nodes of one rank each, on this machine; the second is killed, with all that it started."""
+    options = ["--nnodes=1:2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29533", "--rdzv-id=two-nodes"]
+    options.append("--max-restarts=3")
+    nodes = [
+        torchrun(
+            *(*TRAIN, *LONG, "--run-dir", tmp_path / "run"),
+            ranks=1,
+            options=[*options, f"--rdzv-conf=is_host={int(node == 0)},last_call_timeout=5"],
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        )
+        for node in range(2)
+    ]
+    wait_for_iterations(tmp_path / "run", 4)
+    lost = [psutil.Process(nodes[1].pid), *psutil.Process(nodes[1].pid).children(recursive=True)]
+    for process in lost:
+        process.kill()
+    out, _ = output_of(nodes[0])
+    assert nodes[0].returncode == 0
+    assert "2 ranks with 1 simulator process each" in out and "continuing with" in out
+    assert load_checkpoint(checkpoints(tmp_path / "run")[0])["frames"] == 30 * 192
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("{train} --num-envs 13 --run-dir run", "num_envs is 13: it must be a multiple of the 2 ranks"),
+        pytest.param("{train} --seed $((RANK + 1)) --run-dir run", "seed is 2, but 1 on the first rank", marks=SLOW),
+        pytest.param(
+            "mkdir $RANK; cd $RANK; {train} --run-dir run", "choose a --run-dir that all nodes share", marks=SLOW
+        ),
+        pytest.param("{train} --num-envs many", "see python -m mtrl_vec train --help", marks=SLOW),
+        pytest.param("python -m mtrl_vec eval pretrained", "torchrun is for train alone", marks=SLOW),
+    ],
+)
+def test_bad_input_is_one_line_and_ends_every_rank(command, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    train = shlex.join(["python", *TRAIN])
+    process = torchrun("--no-python", "bash", "-c", command.format(train=train))
+    _, errors = output_of(process, 60)
+    assert len(errors) == 1 and message in errors[0], errors
+    assert process.returncode != 0 and not list(tmp_path.glob("**/checkpoint-*"))
+
+
+def test_several_nodes_need_a_store_of_their_own(monkeypatch) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    with pytest.raises(InputError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE is not set"):
+        join("cpu")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_parts_are_even_and_leave_nothing_out(size) -> None:
+    group = Ranks()
+    group.size = size
+    parts: list[list[int]] = []
+    for group.rank in range(size):
+        parts.append(list(range(13))[group.part(13)])
+    assert [row for part in parts for row in part] == list(range(13))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
