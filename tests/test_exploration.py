@@ -60,4 +60,12 @@ def test_it_continues_from_a_state() -> None:
 def test_a_task_explores_less_as_it_succeeds() -> None:
     success = np.array([0.0, 0.1, 0.25, 0.5, 1.0, np.nan, np.nan])
     unknown = np.array([7.0, 7.0, 7.0, 7.0, 7.0, 1.0, 0.0])
-    np.testing.assert_allclose(exploration(success, unknown), [1.0, 0.8, 0.5, 0.0, 0.0, 1.0, 0.0])
+    frames, expected = np.full(7, 200), [1.0, 0.8, 0.5, 0.0, 0.0, 1.0, 0.0]
+    for delay in (0, 100):
+        np.testing.assert_allclose(exploration(success, frames, delay, unknown), expected)
+
+
+def test_a_task_that_fails_explores_after_a_while() -> None:
+    frames, success, unknown = np.array([0, 100, 150, 150, 175, 1000]), np.array([0, 0, 0, 0.25, np.nan, 0]), np.ones(6)
+    expected = [0.0, 0.0, 0.5, 0.25, 0.75, 1.0]
+    np.testing.assert_allclose(exploration(success, frames, 100, unknown), expected)

@@ -165,13 +165,13 @@ def test_a_version_that_is_not_known_is_one_clear_line(tmp_path, capsys) -> None
     path = tmp_path / "new.pt"
     save_version_1(path)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 5}, path)
-    with pytest.raises(InputError, match="it has version 5 of the format, and this package reads up to 4"):
+    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 6}, path)
+    with pytest.raises(InputError, match="it has version 6 of the format, and this package reads up to 5"):
         load_policy(path)
     assert main(["eval", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path} does not fit this version of mtrl_vec") and err.count("\n") == 1
-    assert "version 5" in err
+    assert "version 6" in err
 
 
 @pytest.mark.parametrize("mark", [{}, {"version": None}, {"version": "2"}, {"format": "mtrl_vec checkpoint 2"}])

@@ -58,9 +58,8 @@ def test_restarts_are_counted_over_all_calls() -> None:
         assert progress.restarts == number
         progress.iteration += 1
     calls = []
-    with pytest.raises(WorkerDied, match=r"^worker 1 died in call, and --max-restarts is 2$") as error:
+    with pytest.raises(WorkerDied, match=r"^worker 1 died in call, and --max-restarts is 2$"):
         recovery(failing(1, calls, "call"), failing(0, calls, "restart"))
-    assert str(error.value.__cause__) == "worker 1 died in call"
     assert (calls, progress.restarts) == (["call"], 2)
     assert [message.split("; ")[1] for message in told] == [
         "continuing after 0 frames, restart 1 of at most 2",

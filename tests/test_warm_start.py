@@ -10,7 +10,6 @@ import torch
 from helpers import SMALL, assert_same, tiny_config
 from mtrl_vec import Trainer, load_policy
 from mtrl_vec.commands.cli import main
-from mtrl_vec.learn.exploration import exploration
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
 from runs import metrics, resume, train, train_until_interrupted, whole_state
 
@@ -57,9 +56,11 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
         assert torch.equal(fresh[1], kept[1]) and not torch.equal(fresh[0], kept[0])
     assert warm.learner.reward_scale.var[1] == 1 and warm.learner.reward_scale.count[1] == 0
     # What is known need not be looked for again, until a success rate says otherwise.
-    cold.explore(exploration(cold.statistics.success, cold.statistics.untrained))
+    for trainer in (cold, warm):
+        trainer.statistics.frames[:] = 10**6
+    cold.explore(cold.exploration())
     assert cold.policy.action_std().eq(1.0).all() and cold.acting.noise.correlation.eq(0.85).all()
-    warm.explore(exploration(warm.statistics.success, warm.statistics.untrained))
+    warm.explore(warm.exploration())
     torch.testing.assert_close(warm.policy.action_std()[[0, 2]], old.action_std()[[1, 0]])
     torch.testing.assert_close(warm.acting.noise.correlation, torch.tensor([0.0, 0.85, 0.0]))
     cold.statistics.load_state_dict(warm.statistics.state_dict())  # as a resumed run does

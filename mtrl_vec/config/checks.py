@@ -26,7 +26,7 @@ def check_fields(
 
     Args:
         section: the dataclass.
-        positive, not_negative, fraction: names of fields that have to be > 0, >= 0, in [0, 1]; None passes.
+        positive, not_negative, fraction: names of fields that have to be > 0, >= 0, in [0, 1]; None and ``auto`` pass.
 
     Raises:
         InputError: one of them is not.
@@ -46,7 +46,7 @@ def check_fields(
     for names, holds, problem in rules:
         for name in names:
             value = getattr(section, name)
-            require(value is None or holds(value), name, value, problem)
+            require(value in (None, "auto") or holds(value), name, value, problem)
 
 
 def check_seed(name: str, value: int | None) -> None:

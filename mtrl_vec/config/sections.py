@@ -85,8 +85,9 @@ class LearnerConfig:
     """Minibatches per pass. Leftover frames are dropped, different ones in each pass."""
     lr: float = 3e-4
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
-    target_kl: float | None = 0.04
-    """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant."""
+    target_kl: float | Literal["auto"] | None = "auto"
+    """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant.
+    auto: 0.02 for up to 360 environments, twice as much for twice as many, and no more for more."""
     final_kl_fraction: float = 0.2
     """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
     final_std: float = 0.3
@@ -103,6 +104,9 @@ class LearnerConfig:
     success rate of 50 %. Motions that are kept up find what white noise does not: how to open a drawer."""
     hold_std: bool = True
     """Keep the standard deviation of tasks without success at its limit; the lower bound falls likewise."""
+    exploration_delay: int = 150_000
+    """Environment steps of a task after which these two begin for it, and at twice as many they are in full force: most
+    tasks are learned sooner without."""
     success_bonus: float = 5.0
     """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
     it: a hand 6 cm from the goal gets 9.8 and no success, and one within 5 cm gets 10."""
@@ -132,7 +136,7 @@ class LearnerConfig:
                 *("num_steps", "num_epochs", "num_minibatches", "lr", "target_kl"),
                 *("final_std", "clip_epsilon", "max_grad_norm"),
             ),
-            not_negative=("success_bonus", "entropy_coeff", "critic_coeff"),
+            not_negative=("success_bonus", "entropy_coeff", "critic_coeff", "exploration_delay"),
             fraction=("gamma", "gae_lambda", "final_kl_fraction", "noise_correlation"),
         )
 

@@ -91,6 +91,12 @@ class TrainConfig:
         return self.environment.max_episode_steps or (100 if self.num_tasks <= 3 else 150)
 
     @property
+    def target_kl(self) -> float | None:
+        """KL divergence by which an iteration moves the policy, in nats; None: the learning rate is constant."""
+        target = self.learner.target_kl
+        return 0.02 * min(max(1, self.num_envs / 360), 2) if target == "auto" else target
+
+    @property
     def total_frames(self) -> int:
         """Environment steps to train for."""
         return self.runtime.total_frames or max(2_000_000, 360_000 * self.num_tasks)

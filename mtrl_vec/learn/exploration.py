@@ -19,17 +19,23 @@ ENOUGH_SUCCESS = 0.5
 """Success rate from which on a task explores no more than its policy wants to."""
 
 
-def exploration(success: NDArray[np.float64], unknown: NDArray[np.float64]) -> NDArray[np.float64]:
+def exploration(
+    success: NDArray[np.float64], frames: NDArray[np.int64], delay: int, unknown: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """How much each task has to explore, [K]: 1 at a success rate of 0, falling linearly to 0 at `ENOUGH_SUCCESS`.
 
     Reward alone may lead to a place that is not success, and where less noise always pays: a hand at a drawer's handle,
-    which would have to lose some reward in order to pull.
+    which would have to lose some reward in order to pull. But most tasks are learned sooner without: so it begins when
+    a task has had its chance, and grows from there.
 
     Args:
         success: success rates, [K]; NaN where there is none yet.
-        unknown: what to return there, [K].
+        frames: environment steps of each task so far, [K].
+        delay: environment steps of a task at which its exploration begins; it is full at twice as many.
+        unknown: what to take for one minus the success rate where there is none, [K].
     """
-    return np.where(np.isnan(success), unknown, np.clip(1 - success / ENOUGH_SUCCESS, 0.0, 1.0))
+    failing = np.where(np.isnan(success), unknown, np.clip(1 - success / ENOUGH_SUCCESS, 0.0, 1.0))
+    return failing * np.clip(frames / delay - 1, 0.0, 1.0) if delay else failing
 
 
 class ActionNoise:

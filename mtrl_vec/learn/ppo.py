@@ -225,8 +225,8 @@ class PPO:
             progress: fraction of the run that is over, for the annealing.
         """
         cfg = self._learner
-        if cfg.target_kl is not None:
-            adapt_lr(self.lr, approx_kl, annealed(cfg.target_kl, cfg.target_kl * cfg.final_kl_fraction, progress))
+        if (target := self.config.target_kl) is not None:
+            adapt_lr(self.lr, approx_kl, annealed(target, target * cfg.final_kl_fraction, progress))
         init_std = self.config.policy.init_std
         self.policy.limit_std(annealed(init_std, cfg.final_std, progress, start=STD_LIMIT_START))
         self.policy.torso.module.features.update(data["observation"], self.ranks)

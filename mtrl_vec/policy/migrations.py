@@ -5,8 +5,8 @@ learned. Its policies load; its runs cannot be resumed, since how they learn has
 
 Version 2: states of simulators of one model. Its policies load as they are; its runs cannot be resumed.
 
-Up to version 3 mean actions were unbounded, and noise was white. Policies load with these settings; runs cannot be
-resumed.
+Up to version 3 mean actions were unbounded, and noise was white; up to version 4 tasks explored from their first step.
+Policies load with these settings; runs cannot be resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from mtrl_vec.config.sampling import SAMPLING_CONFIGS
 from mtrl_vec.config.train import SECTIONS
 
-VERSION = 4
+VERSION = 5
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
@@ -35,7 +35,9 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
     if version == 1:
         content = _from_version_1(content)
     if version in (1, 2, 3):
-        return {**content, "version": VERSION, "migrated_from": version, "config": _before_4(content["config"])}
+        content = {**content, "config": _before_4(content["config"])}
+    if version in (1, 2, 3, 4):
+        return {**content, "version": VERSION, "migrated_from": version, "config": _before_5(content["config"])}
     if version != VERSION:
         raise ValueError(f"it has version {version} of the format, and this package reads up to {VERSION}")
     return content
@@ -47,6 +49,10 @@ def _before_4(config: dict[str, Any]) -> dict[str, Any]:
     policy["bounded_mean"] = False
     learner |= {"noise_correlation": 0.0, "hold_std": False}
     return {**config, "policy": policy, "learner": learner}
+
+
+def _before_5(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "learner": {**config["learner"], "exploration_delay": 0}}
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Trainer(Run):
         with self.timer("task_sampling"):
             weights = loss_weights(self.task_sampling.task_weights, self.config.learner.task_weights)
             self.learner.set_task_weights(weights)
-        self.explore(exploration(self.statistics.success, unknown=self.statistics.untrained))
+        self.explore(self.exploration())
         last = self.progress.iteration + 1 == self.progress.num_iterations
         try:
             rollout, metrics = self.pipeline(self.task_sampling.task_probs, last)
@@ -71,6 +71,11 @@ class Trainer(Run):
             self.task_sampling.update(self.task_statistics(metrics))
         by_task = zip(self.config.tasks, weights, strict=True)
         return prefixed(metrics | {f"{task}/weight": weight for task, weight in by_task})
+
+    def exploration(self) -> NDArray[np.float64]:
+        """How much each task has to explore now, [K]."""
+        seen, delay = self.statistics, self.config.learner.exploration_delay
+        return exploration(seen.success, seen.frames, delay, unknown=seen.untrained)
 
     def explore(self, amount: NDArray[np.float64]) -> None:
         """Let each task explore as much as it has to, [K], from now on."""

@@ -31,6 +31,7 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
         num_workers=min(workers, share),
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
+        target_kl=config.target_kl,
         total_frames=config.total_frames,
         eval_interval=config.eval_interval,
         eval_episodes=config.eval_episodes,

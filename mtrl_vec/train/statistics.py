@@ -38,6 +38,7 @@ class EpisodeStatistics:
     Attributes:
         unstable_episodes: episodes so far that were cut because the physics became unstable.
         fast_success, slow_success: [K], moving averages of the success rate over the rollouts.
+        frames: [K], environment steps so far.
         untrained: [K], 1 for tasks that the run has to learn from nothing, 0 for those that its first policy knew.
     """
 
@@ -54,6 +55,7 @@ class EpisodeStatistics:
         self._frame_fraction = np.full(len(tasks), np.nan)
         self.fast_success, self.slow_success = np.zeros(len(tasks)), np.zeros(len(tasks))
         self.untrained = np.ones(len(tasks))
+        self.frames = np.zeros(len(tasks), dtype=np.int64)
 
     def update(self, rollout: TensorDictBase) -> None:
         """Add a rollout with raw rewards, of which each rank has its own environments."""
@@ -63,7 +65,9 @@ class EpisodeStatistics:
         success, done, unstable = self._ranks.rows(flags.byte()).bool().cpu().numpy().transpose(2, 0, 1)
         task_idx = self._ranks.rows(rollout["task_idx"].short()).cpu().numpy()
         self.unstable_episodes += int(unstable.sum())
-        self._frame_fraction = np.bincount(task_idx.ravel(), minlength=len(self.tasks)) / task_idx.size
+        count = np.bincount(task_idx.ravel(), minlength=len(self.tasks))
+        self.frames += count
+        self._frame_fraction = count / task_idx.size
         for t in range(reward.shape[1]):
             self._return += reward[:, t]
             self._success |= success[:, t]
@@ -124,4 +128,4 @@ class EpisodeStatistics:
     def _columns(self) -> dict[str, NDArray]:
         episodes = {"whole": self._whole, "return": self._return, "success": self._success, "length": self._length}
         rates = {"fast_success": self.fast_success, "slow_success": self.slow_success}
-        return episodes | rates | {"untrained": self.untrained}
+        return episodes | rates | {"untrained": self.untrained, "frames": self.frames}
