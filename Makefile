@@ -16,11 +16,10 @@ help:  ## show this list
 
 install: $(STAMP)  ## create .venv and install everything that training and tests need
 
-# Without the variable, torchrun's nodes could not find each other again after a restart.
 ifeq ($(RANKS),1)
 train: LAUNCH := $(BIN)/python
 else
-train: LAUNCH := TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
+train: LAUNCH := $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS)
 endif
 train: $(STAMP)  ## train one policy on several tasks; results in runs/; RANKS=2: by two processes together
 	$(LAUNCH) -m mtrl_vec train $(ARGS)

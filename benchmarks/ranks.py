@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 import tyro
 from common import check_arguments, progress, run_benchmark, write_results
 
+from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ranks import join
@@ -49,10 +49,13 @@ def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
 
 
+def config_of(flags: str) -> TrainConfig:
+    return parse_train(flags.split())
+
+
 def speeds(launch: list[str], workers: int, args: Args, folder: Path) -> dict[str, float]:
     """Seconds per iteration of a run, and of its parts."""
-    config = TrainConfig()
-    frames = str(args.iterations * config.frames_per_batch)
+    frames = str(args.iterations * config_of(args.flags).frames_per_batch)
     given = ["--total-frames", frames, "--eval-interval", "0", "--num-workers", str(workers), *args.flags.split()]
     command = [*launch, "-m", "mtrl_vec", "train", "--quiet", *given, "--run-dir", str(folder)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
@@ -66,10 +69,10 @@ def speeds(launch: list[str], workers: int, args: Args, folder: Path) -> dict[st
     return {"frames": frames_per_iteration, "iteration": statistics.median(seconds), **parts}
 
 
-def message() -> dict[str, float]:
+def message(flags: str) -> dict[str, float]:
     """One sum over the ranks that run this, of all gradients and of one number: bytes, and median milliseconds."""
     torch.set_num_threads(1)
-    config, ranks = TrainConfig(), join("cpu")
+    config, ranks = config_of(flags), join("cpu")
     policy = SharedPolicy.for_tasks(config.policy, config.tasks)
     gradients = torch.zeros(sum(parameter.numel() for parameter in policy.parameters()))
     found = {"bytes": 4 * gradients.numel()}
@@ -97,7 +100,9 @@ def measure(args: Args) -> dict[str, object]:
             for kind in list(kinds)[:: 1 if turn % 2 == 0 else -1]:
                 launch, workers = kinds[kind]
                 runs[kind].append(speeds(launch, workers, args, Path(folder) / f"{kind} {turn}"))
-    output = subprocess.run([*torchrun(2), __file__, "--message"], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [*torchrun(2), __file__, "--message", args.flags], check=True, capture_output=True, text=True
+    ).stdout
     sent = json.loads(output.splitlines()[-1])
     pairs = zip(runs["one process"], runs["two ranks"], strict=True)
     ratios = [one["iteration"] / two["iteration"] for one, two in pairs]
@@ -109,18 +114,18 @@ def measure(args: Args) -> dict[str, object]:
         "seconds": medians,
         "ratios": ratios,
         "message": sent,
-        "weak_scaling": weak_scaling(medians["two ranks"], sent),
+        "weak_scaling": weak_scaling(config_of(args.flags), medians["two ranks"], sent),
     }
 
 
-def weak_scaling(parts: dict[str, float], sent: dict[str, float]) -> dict[int, float]:
+def weak_scaling(config: TrainConfig, parts: dict[str, float], sent: dict[str, float]) -> dict[int, float]:
     """Speed of so many ranks together as a fraction of their speeds alone, with as many environments each as measured.
 
     Assumes that a sum goes round in a ring, as gloo's does: ``2 (R - 1)`` messages of ``1 / R`` of the bytes each, with
     the latency and the bandwidth that two ranks have on this machine; that all ranks draw the noise of all
     environments; and that everything else takes a rank as long as it took one of two.
     """
-    learner = TrainConfig().learner
+    learner = config.learner
     sums = learner.num_epochs * learner.num_minibatches
     draws = learner.num_steps * draw_seconds(int(parts["frames"]) // learner.num_steps // 2)
     empty, transfer = sent["milliseconds_empty"] / 1000, (sent["milliseconds"] - sent["milliseconds_empty"]) / 1000
@@ -165,9 +170,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--message"]:
-        assert "RANK" in os.environ
-        if result := message():
+    if sys.argv[1:2] == ["--message"]:  # what torchrun starts
+        if result := message(sys.argv[2]):
             print(json.dumps(result))
     else:
         sys.exit(run_benchmark(main))

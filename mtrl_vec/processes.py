@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,9 +17,14 @@ LOST = 255
 """Exit code of a worker whose fork server died, so that nobody is left to report the real one."""
 
 
+def num_ranks() -> int:
+    """Number of processes that torchrun has started with this one; 1 if it has not. Others set WORLD_SIZE too."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach. A Ctrl-C meanwhile takes effect at the end of the block.
+    """A Ctrl-C takes effect at the end of the block, and does not reach processes that are started in it.
 
     A terminal sends it to every process of the group, but when and how to stop is for the parent to decide. Where
     SIGTERM counts as Ctrl-C, it is deferred too; the new processes handle SIGTERM as usual.

@@ -12,21 +12,24 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mtrl_vec.errors import InputError, RunFailed, WorkerDied, first_line
 from mtrl_vec.machine import available_cores
+from mtrl_vec.processes import num_ranks
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
 TIMEOUT = datetime.timedelta(minutes=5)
-"""How long a rank may be silent, while its connection stands, before the others give it up."""
+"""How long a rank may be silent, while its connection stands, before the others give up on it."""
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
@@ -96,8 +99,12 @@ class Ranks:
         """An error that all ranks raise, marked so that only the first one shows it."""
         return error
 
+    def naming_the_lost(self) -> contextlib.AbstractContextManager[object]:
+        """Raises RunFailed in place of what gloo or NCCL raise where a rank is gone: needed around compiled code."""
+        return contextlib.nullcontext()
+
     def close(self) -> None:
-        """Part from the other ranks, at the end of a run that succeeded."""
+        """Leave the other ranks, at the end of a run that succeeded."""
 
 
 ALONE = Ranks()
@@ -113,22 +120,43 @@ class Group(Ranks):
         device: of the learner: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: torchrun's environment lacks what restarts need.
-        RunFailed: also by all methods, where another rank is gone.
+        InputError: torchrun was started without what several nodes need.
+        RunFailed: the ranks do not find each other. Also raised by every method once another rank is gone.
     """
 
     def __init__(self, device: str) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._local_rank, self._local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        if self._local_size < self.size and not os.environ.get(OWN_STORE):
-            raise InputError(
-                f"{OWN_STORE} is not set: set it to 1 in the environment of every torchrun, or several nodes cannot "
-                "find each other again after a restart"
-            )
-        with self._naming_the_lost():
+        self._check_launch()
+        try:
             dist.init_process_group("gloo", store=_store(), rank=self.rank, world_size=self.size, timeout=TIMEOUT)
-            self._cpu_group = dist.group.WORLD
-            self._learner_group = dist.new_group(backend=self._choose_gpu(device), timeout=TIMEOUT)
+        except RuntimeError as error:
+            raise self._shown_on_each_node(
+                RunFailed(f"the ranks do not find each other ({first_line(error)})")
+            ) from error
+        self._cpu_group = dist.group.WORLD
+        # Equal numbers of threads round alike.
+        torch.set_num_threads(int(self.rows(torch.tensor([self.cores])).min()))
+        backend = self._choose_gpu(device)
+        with self.naming_the_lost():
+            self._learner_group = dist.new_group(backend=backend, timeout=TIMEOUT)
+
+    def _check_launch(self) -> None:
+        if self._local_size == self.size:
+            return
+        problem = ""
+        if os.environ.get(OWN_STORE) != "1":
+            problem = (
+                f"{OWN_STORE} is not 1: set it for every torchrun, or nodes do not find each other after a restart"
+            )
+        elif os.environ["TORCHELASTIC_RUN_ID"] == "none":
+            problem = "the launch has no name: give every torchrun the same --rdzv-id"
+        if problem:
+            raise self._shown_on_each_node(InputError(problem))
+
+    def _shown_on_each_node(self, error: E) -> E:
+        error.shown_by_first = self._local_rank != 0  # type: ignore[attr-defined]
+        return error
 
     def _choose_gpu(self, device: str) -> str:
         """The learner's backend: NCCL where every rank has a GPU of its own, gloo where not. Chooses the GPU, too."""
@@ -136,7 +164,7 @@ class Group(Ranks):
         if gpus:  # streams, graphs and NCCL take the current one
             torch.cuda.set_device(self._local_rank % gpus)
         own = self.sum(torch.tensor(float(gpus >= self._local_size)))
-        return "nccl" if own == self.size else "gloo"
+        return "cpu:gloo,cuda:nccl" if own == self.size else "gloo"
 
     @property
     def cores(self) -> int:
@@ -145,7 +173,7 @@ class Group(Ranks):
 
     def add(self, tensor: Tensor) -> None:
         """See `Ranks`."""
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.all_reduce(tensor, group=self._learner_group)
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -165,7 +193,7 @@ class Group(Ranks):
         """See `Ranks`."""
         packed = _as_bytes(tensor)
         parts = [torch.empty_like(packed) for _ in range(self.size)]
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.all_gather(parts, packed, group=self._cpu_group)
         return torch.cat(parts).view(tensor.dtype).view(-1, *tensor.shape[1:])
 
@@ -174,7 +202,7 @@ class Group(Ranks):
         flat = {name: _as_bytes(rows) for name, rows in tensors.items()}
         packed = torch.cat(list(flat.values()), dim=1)
         parts = [torch.empty_like(packed) for _ in range(self.size)] if self.first else None
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.gather(packed, parts, group=self._cpu_group)
         if parts is None:
             return dict(tensors)
@@ -187,7 +215,7 @@ class Group(Ranks):
     def sum(self, tensor: Tensor) -> Tensor:
         """See `Ranks`."""
         result = tensor.clone()
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.all_reduce(result, group=self._cpu_group)
         return result
 
@@ -199,7 +227,7 @@ class Group(Ranks):
                 answer = [(call(), None)]
             except (InputError, RunFailed) as error:
                 answer = [(None, error)]
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.broadcast_object_list(answer, group=self._cpu_group)
         result, problem = answer[0]
         if problem is not None:
@@ -217,7 +245,7 @@ class Group(Ranks):
         if not self.sum(torch.tensor(float(problem is not None))):
             return result
         problems: list[Any] = [None] * self.size
-        with self._naming_the_lost():
+        with self.naming_the_lost():
             dist.all_gather_object(problems, problem, group=self._cpu_group)
         rank, first = next((rank, found) for rank, found in enumerate(problems) if found is not None)
         everywhere = all(str(found) == str(first) for found in problems)
@@ -229,12 +257,15 @@ class Group(Ranks):
         return error
 
     @contextlib.contextmanager
-    def _naming_the_lost(self) -> Iterator[None]:
+    def naming_the_lost(self) -> Iterator[None]:
+        """See `Ranks`."""
         if torch.compiler.is_compiling():
             yield
             return
         try:
             yield
+        except RunFailed:
+            raise
         except RuntimeError as error:  # of gloo or NCCL
             raise self.shared(RunFailed(f"another rank of this run is gone ({first_line(error)})")) from error
 
@@ -257,18 +288,20 @@ def join(device: str) -> Ranks:
     Raises:
         InputError: see `Group`.
     """
-    return Group(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+    return Group(device) if num_ranks() > 1 else ALONE
 
 
 def launch_id() -> str | None:
     """What identifies a launch of torchrun through all of its restarts; None if torchrun did not start this process.
 
-    The name that ``--rdzv-id`` or ``--standalone`` gave it. Without one, torchrun's own process: enough on one node.
+    The name that ``--rdzv-id`` or ``--standalone`` gave it. Without one, torchrun's own process: enough on one node,
+    and several are refused.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]
-    return name if name != "none" else f"{os.uname().nodename}-{os.getppid()}-{os.environ['MASTER_PORT']}"
+    agent = psutil.Process(os.getppid())
+    return name if name != "none" else f"{platform.node()}-{agent.pid}-{agent.create_time()}"
 
 
 def require_same(tensors: Iterable[Tensor], ranks: Ranks) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import learner
 import pytest
+import ranks
 import routing
 import torch
 
+from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy.routing import TaskHeads
 
@@ -37,6 +39,17 @@ def test_the_learner_is_timed_eagerly_in_both_precisions() -> None:
         assert results[f"update_samples_per_second/24/{name}"] > 0
         assert results[f"inference_seconds/6/{name}"] > 0
     assert "| eager_bf16 |" in learner.report(results)
+
+
+def test_weak_scaling_by_hand(monkeypatch) -> None:
+    """36 sums of 10 ms in 2 s, 2 ms of it latency; 32 draws of 1 ms for the environments of a rank."""
+    monkeypatch.setattr(ranks, "draw_seconds", lambda environments: {180: 0.001}[environments])
+    sent = {"milliseconds": 10.0, "milliseconds_empty": 2.0, "bytes": 1}
+    found = ranks.weak_scaling(TrainConfig(), {"iteration": 2.0, "frames": 360 * 32}, sent)
+    alone = 2.0 - 0.360 - 0.032
+    assert found[2] == pytest.approx(alone / 2.0)
+    assert found[8] == pytest.approx(alone / (alone + 36 * (7 * 0.002 + 1.75 * 0.008) + 7 * 0.032))
+    assert list(found) == [2, 8, 64]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ import torch
 from helpers import SMALL, assert_same, tiny_config
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
-from mtrl_vec.ranks import Ranks, join
+from mtrl_vec.ranks import ALONE, Ranks, join, launch_id
 from mtrl_vec.train import Trainer
+from mtrl_vec.train.resolve import resolve
+from mtrl_vec.train.run_dir import run_of_this_launch
 from processes import still_running, workers_of
 from runs import metrics, whole_state
 
@@ -142,14 +144,16 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
         assert largest_difference(mine, theirs) == 0, path
 
 
+def first_iteration(folder: Path, **changes: object) -> Path:
+    """Train for one iteration on one process."""
+    Trainer(tiny_config(run_dir=folder, num_workers=2, total_frames=ITERATION, **RUN | changes)).train()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Runs of one iteration on one process."""
-    found = {}
-    for name, changes in CONFIGS.items():
-        found[name] = tmp_path_factory.mktemp("one") / "run"
-        Trainer(tiny_config(run_dir=found[name], num_workers=2, total_frames=ITERATION, **RUN | changes)).train()
-    return found
+    root = tmp_path_factory.mktemp("first")
+    return {name: first_iteration(root / name, **changes) for name, changes in CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,17 @@ def test_any_number_of_ranks_continues_a_run(folders, continued, tmp_path) -> No
     assert output_of(process)[1] == [] and process.returncode == 0
     assert_same_but_for_rounding(tmp_path / "third", tmp_path / "alone")
     assert_same_but_for_rounding(tmp_path / "three", one / "default")
+
+
+@SLOW
+def test_compiled_ranks_learn_as_a_compiled_process(tmp_path) -> None:
+    """Sums over the ranks are part of the one graph that the advantages are compiled to."""
+    one = first_iteration(tmp_path / "one", compile="on")
+    two = shutil.copytree(one, tmp_path / "two")
+    process = torchrun(PROGRAM, f"{2 * ITERATION}:{two}")
+    Trainer.resume(one, total_frames=2 * ITERATION).train()
+    assert output_of(process, 500)[1] == [] and process.returncode == 0
+    assert_same_but_for_rounding(two, one)
 
 
 LONG = [
@@ -293,12 +308,56 @@ def test_bad_input_is_one_line_and_ends_every_rank(command, message, tmp_path, m
     assert process.returncode != 0 and not list(tmp_path.glob("**/checkpoint-*"))
 
 
-def test_several_nodes_need_a_store_of_their_own(monkeypatch) -> None:
-    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))
+@pytest.mark.parametrize(
+    ("own_store", "name", "message"),
+    [
+        (None, "my-run", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE is not 1"),
+        ("0", "my-run", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE is not 1"),
+        ("1", "none", "give every torchrun the same --rdzv-id"),
+    ],
+)
+def test_several_nodes_need_a_store_and_a_name(own_store, name, message, monkeypatch) -> None:
+    variables = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RUN_ID": name}
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, str(value))
     monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
-    with pytest.raises(InputError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE is not set"):
+    if own_store is not None:
+        monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", own_store)
+    with pytest.raises(InputError, match=message):
         join("cpu")
+
+
+def test_world_size_alone_is_not_torchrun(monkeypatch) -> None:
+    """Clusters set it as well."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert join("cpu") is ALONE and launch_id() is None
+
+
+def test_a_launch_continues_its_own_run_alone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    Trainer(tiny_config(run_dir=tmp_path / "other", num_workers=1)).train()
+    assert not (tmp_path / "other" / "launch.id").exists()  # it is complete
+    trainer = Trainer(tiny_config(run_dir=tmp_path / "mine", num_workers=1))
+    assert run_of_this_launch(tmp_path / "mine") == tmp_path / "mine"
+    assert run_of_this_launch(tmp_path / "other") is None
+    (tmp_path / "mine" / "best.pt").write_bytes(b"a policy")
+    with pytest.raises(InputError, match="has a policy, but no checkpoint to continue from"):
+        run_of_this_launch(tmp_path / "mine")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert run_of_this_launch(tmp_path / "mine") is None
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert run_of_this_launch(tmp_path / "mine") is None
+    trainer.lock.release()
+
+
+def test_every_rank_needs_an_episode_to_evaluate() -> None:
+    group = Ranks()
+    group.size = 6
+    with pytest.raises(InputError, match="eval_episodes is 1: 6 ranks need at least 2 per task"):
+        resolve(tiny_config(eval_episodes=1, eval_interval=192), group)
+    resolve(tiny_config(eval_episodes=2, eval_interval=192), group)
+    resolve(tiny_config(eval_episodes=1, eval_interval=0), group)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

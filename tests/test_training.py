@@ -222,7 +222,7 @@ def test_a_run_leaves_config_metrics_events_and_a_checkpoint(tmp_path) -> None:
     for name, tensor in trainer.policy.state_dict().items():
         assert torch.equal(tensor, policy.module.state_dict()[name])
     content = load_checkpoint(folder)
-    assert content["frames"] == 384 and content["versions"]["torch"] == torch.__version__
+    assert content["frames"] == 384 and torch.__version__.startswith(content["versions"]["torch"])
     assert torch.equal(content["learner"]["reward_scale"]["var"], trainer.learner.reward_scale.var)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mtrl_vec.commands import arguments as flags
 from mtrl_vec.errors import InputError, RunFailed
+from mtrl_vec.processes import num_ranks
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -23,8 +24,10 @@ def run(arguments: Sequence[str]) -> None:
 
         train(arguments)
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments:
-        raise InputError(f"torchrun is for train alone: run {arguments[0]} in one process")
+    if num_ranks() > 1 and arguments:
+        error = InputError(f"torchrun is for train alone: run {arguments[0]} in one process")
+        error.shown_by_first = os.environ["RANK"] != "0"  # type: ignore[attr-defined]
+        raise error
     command = flags.parse(arguments)
     if isinstance(command, flags.ProfileCommand):
         from mtrl_vec.commands.profile import profile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtrl_vec.commands.arguments import parse, peek
 from mtrl_vec.errors import InputError, RunFailed
+from mtrl_vec.processes import num_ranks
 
 if TYPE_CHECKING:
     from mtrl_vec.config import TrainConfig
@@ -58,7 +58,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def _join(arguments: Sequence[str]) -> Ranks | None:
     """The ranks that torchrun has started; None if this process is alone, which need not wait for torch."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or {"-h", "--help"} & set(arguments):
+    if num_ranks() == 1 or {"-h", "--help"} & set(arguments):
         return None
     from mtrl_vec.ranks import join
 
@@ -72,7 +72,7 @@ def _new(arguments: Sequence[str], ranks: Ranks | None) -> Trainer | None:
         return parse(arguments).config()
 
     config = parsed() if ranks is None else ranks.together(parsed)
-    from mtrl_vec.policy.checkpoint import checkpoints, load_latest  # takes seconds, unlike a line about a bad flag
+    from mtrl_vec.policy.checkpoint import checkpoints  # takes seconds, unlike a line about a bad flag
     from mtrl_vec.ranks import ALONE
     from mtrl_vec.train import Trainer
     from mtrl_vec.train.run_dir import run_of_this_launch
@@ -83,23 +83,32 @@ def _new(arguments: Sequence[str], ranks: Ranks | None) -> Trainer | None:
         return Trainer(config, ranks=ranks)
     if not ranks.from_first(lambda: checkpoints(folder)):
         return Trainer(config.replace(run_dir=folder, overwrite=True), ranks=ranks)
-    checkpoint, _ = ranks.from_first(lambda: load_latest(folder))
+    checkpoint = _latest(folder, ranks)
     if checkpoint["progress"]["iteration"] >= config.num_iterations:
+        if ranks.first:
+            print(f"done: {folder} has its {checkpoint['frames']:,} frames already")
         return None
     return Trainer(config.replace(run_dir=folder, overwrite=False), checkpoint=checkpoint, ranks=ranks)
 
 
 def _resumed(folder: Path, arguments: Sequence[str], ranks: Ranks | None) -> Trainer:
-    from mtrl_vec.policy.checkpoint import load_latest
     from mtrl_vec.ranks import ALONE
     from mtrl_vec.train import Trainer
 
     ranks = ranks or ALONE
+    checkpoint = _latest(folder, ranks)
+    config = ranks.together(lambda: _continued(folder, arguments, checkpoint))
+    return Trainer(config, checkpoint=checkpoint, ranks=ranks)
+
+
+def _latest(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """The newest readable checkpoint of a run; tells of others that are not."""
+    from mtrl_vec.policy.checkpoint import load_latest
+
     checkpoint, problems = ranks.from_first(lambda: load_latest(folder))
     for problem in problems if ranks.first else ():
         print(f"warning: {problem}", file=sys.stderr)
-    config = ranks.together(lambda: _continued(folder, arguments, checkpoint))
-    return Trainer(config, checkpoint=checkpoint, ranks=ranks)
+    return checkpoint
 
 
 def _continued(folder: Path, arguments: Sequence[str], checkpoint: Mapping[str, Any]) -> TrainConfig:

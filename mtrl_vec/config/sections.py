@@ -104,9 +104,10 @@ class LearnerConfig:
     success rate of 50 %. Motions that are kept up find what white noise does not: how to open a drawer."""
     hold_std: bool = True
     """Keep the standard deviation of tasks without success at its limit; the lower bound falls likewise."""
-    exploration_delay: int = 150_000
+    exploration_delay: int | None = None
     """Environment steps of a task after which these two begin for it, and at twice as many they are in full force: most
-    tasks are learned sooner without."""
+    tasks are learned sooner without. By default 150,000 for up to 3 tasks, and none for more, whose parts of a run are
+    smaller."""
     success_bonus: float = 5.0
     """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
     it: a hand 6 cm from the goal gets 9.8 and no success, and one within 5 cm gets 10."""
@@ -166,7 +167,7 @@ class RuntimeConfig:
     """Compile advantages and loss with torch.compile, and acting on CUDA. On 2 CPU cores compiled updates are slower,
     since they compute all heads for all rows."""
     cuda_graphs: bool = False
-    """On CUDA, replay optimiser steps as one CUDA graph each."""
+    """On CUDA, replay optimiser steps as one CUDA graph each, or with several ranks as two."""
     eval_interval: int | None = None
     """Frames between evaluations while training; the policy that does best in them is kept in best.pt. 0: none. By
     default an eighth of total_frames, but at least 250,000."""

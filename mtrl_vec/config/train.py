@@ -97,6 +97,12 @@ class TrainConfig:
         return 0.02 * min(max(1, self.num_envs / 360), 2) if target == "auto" else target
 
     @property
+    def exploration_delay(self) -> int:
+        """Environment steps of a task after which it begins to explore, see `LearnerConfig.hold_std`."""
+        delay = self.learner.exploration_delay
+        return (150_000 if self.num_tasks <= 3 else 0) if delay is None else delay
+
+    @property
     def total_frames(self) -> int:
         """Environment steps to train for."""
         return self.runtime.total_frames or max(2_000_000, 360_000 * self.num_tasks)

@@ -76,6 +76,7 @@ class Advantages(nn.Module):
         self.reward_scale = RewardScale(num_envs, config.num_tasks, gamma).to(self._device)
         lmbda = config.learner.gae_lambda
         self.gae = GAE(gamma=gamma, lmbda=lmbda, value_network=None, vectorized=False, device=self._device)
+        self.gae.set_keys()  # or the first call does, and what was compiled for it is compiled again for the second
 
     def forward(self, data: TensorDictBase) -> dict[str, Tensor]:
         """What to add to a rollout [B, T]: ``advantage`` and ``value_target`` [B, T, 1]; and ``explained_variance``."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from mtrl_vec.config.sections import Precision
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, first_line
 
 
 def resolve_device(device: str) -> torch.device:
@@ -79,7 +81,8 @@ class GraphedCall:
     """Calls a function of no arguments: as it is for a while, then as one CUDA graph.
 
     The function works on tensors that stay where they are. The first ``warmup`` calls run it eagerly, in which
-    compilers, libraries and the optimiser set up what they need; they count like all others.
+    compilers, libraries and the optimiser set up what they need; they count like all others. Where it cannot be
+    captured, calls go on as they are, after a warning.
 
     Args:
         function: what to call, always on the same stream, not the default one; it must not wait for the device.
@@ -101,8 +104,13 @@ class GraphedCall:
             return self._function()
         if self.graph is None:
             graph, mode = torch.cuda.CUDAGraph(), "thread_local"  # other threads may go on using the GPU meanwhile
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode=mode):
-                self._output = self._function()
+            try:
+                with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode=mode):
+                    self._output = self._function()
+            except RuntimeError as error:
+                warnings.warn(f"continuing without CUDA graphs: capture failed ({first_line(error)})", stacklevel=2)
+                self._eager_calls_left = sys.maxsize
+                return self._function()
             self.graph = graph
         self.graph.replay()
         assert self._output is not None

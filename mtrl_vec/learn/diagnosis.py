@@ -65,8 +65,8 @@ def _by_task(name: str, rows: Tensor, task_idx: Tensor, tasks: tuple[str, ...]) 
         yield f"{name} of " + ", ".join(f"{task} ({n} of {all_} frames)" for task, all_, n in counts if n)
 
 
-def explained(error: Diverged, config: TrainConfig, when: str, dump: Path) -> Diverged:
-    """The error with a diagnosis in its message, and what reproduces it in a file, if that can be written."""
+def explained(error: Diverged, config: TrainConfig, when: str, dump: Path) -> str:
+    """The error's message with a diagnosis. What reproduces it goes into a file, if that can be written."""
     found = diagnose(config, **error.minibatch)
     message = f"{error} in {when}: not finite is {found}"
     try:
@@ -74,7 +74,7 @@ def explained(error: Diverged, config: TrainConfig, when: str, dump: Path) -> Di
         message += f" ({dump} reproduces it: see mtrl_vec.learn.diagnosis)"
     except OSError as problem:
         message += f" (and {dump} cannot be written: {problem.strerror})"
-    return Diverged(message, error.minibatch)
+    return message
 
 
 def reproduce(path: Path) -> str:

@@ -12,6 +12,7 @@ Shapes: ``B`` environments of this rank, ``T`` steps, ``N = B * T`` frames, ``R`
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -91,8 +92,7 @@ class PPO:
         # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
         self.frames: TensorDictBase | None = None
         self.rows = torch.zeros(config.minibatch_size // ranks.size, dtype=torch.long, device=self.device)
-        self.positions = self.rows
-        """Of these rows among those of all ranks."""
+        self._positions = self.rows  # of these rows among those of all ranks
         self.share = torch.ones((), device=self.device)
         """Fraction of the minibatch that these rows are."""
         self._sums, self._sums_by_task = FlatCopy(), FlatCopy()
@@ -106,6 +106,7 @@ class PPO:
 
     def _prepare(self, on_gpu: bool) -> None:
         """Compile and capture what the settings ask for."""
+        self._fixed_shapes = on_gpu
         combines, logs = self._learner.gradient_method != "none", self.config.runtime.log_gradients
         if self.config.runtime.compile == "on":
             self.advantages = torch.compile(self.advantages, fullgraph=True)
@@ -123,8 +124,8 @@ class PPO:
     ) -> Callable[[], Tensor]:
         """One optimiser step out of its halves; as one CUDA graph after ``warmup`` calls, if that is given.
 
-        Other ranks are waited for between two graphs: a message that is part of one would wait for ever where another
-        rank is gone.
+        Ranks add up between two graphs: NCCL's watchdog does not see a message that is part of one, and it would wait
+        for ever where another rank is gone.
         """
 
         alone = self.ranks.size == 1
@@ -174,7 +175,9 @@ class PPO:
         Returns:
             Metrics, as device tensors.
         """
-        added = self.advantages(data)
+        compiled = self.config.runtime.compile == "on"
+        with self.ranks.naming_the_lost() if compiled else contextlib.nullcontext():
+            added = self.advantages(data)
         explained = added.pop("explained_variance")
         data.update(added)
         if self.config.policy.popart:
@@ -238,21 +241,20 @@ class PPO:
         rank, in the same order on all: each minibatch then has as many frames of every rank, and shapes stay the same.
         """
         frames, size, parts = self.config.frames_per_batch, self.config.minibatch_size, self._learner.num_minibatches
-        if self.device.type != "cpu":
+        if self._fixed_shapes:
             frames, size = frames // self.ranks.size, size // self.ranks.size
         order = torch.randperm(frames, device=self.device, generator=self.generator)
         return order[: parts * size].view(parts, size)
 
     def _choose(self, frames: Tensor) -> None:
         """Make a row of `_minibatches` the next minibatch."""
-        if self.device.type != "cpu":
+        if self._fixed_shapes:
             self.rows.copy_(frames)
-            self.positions = self.ranks.rank * len(frames) + torch.arange(len(frames), device=self.device)
             self.share.fill_(1 / self.ranks.size)
             return
         own = self.ranks.part(self.config.frames_per_batch)
-        self.positions = ((frames >= own.start) & (frames < own.stop)).nonzero().flatten()
-        self.rows = frames[self.positions] - own.start
+        self._positions = ((frames >= own.start) & (frames < own.stop)).nonzero().flatten()
+        self.rows = frames[self._positions] - own.start
         self.share.fill_(len(self.rows) / len(frames))
         if not len(self.rows):  # one that counts for nothing
             self.rows = torch.zeros(1, dtype=torch.long)
@@ -327,14 +329,15 @@ class PPO:
 
     def _last_minibatch(self) -> dict[str, Any]:
         """The policy, and the frames of all ranks in the last minibatch."""
-        own, size = self._minibatch()[: len(self.positions)], self.config.minibatch_size
-        count = int(self.ranks.total(torch.tensor(len(self.positions), device=self.device)))
+        positions = self._positions
+        if self._fixed_shapes:
+            positions = self.ranks.rank * len(self.rows) + torch.arange(len(self.rows), device=self.device)
+        count = int(self.ranks.total(torch.tensor(len(positions), device=self.device)))
         minibatch = {}
-        for key, rows in own.items():
-            whole = rows.new_zeros(size, *rows.shape[1:])
-            whole[self.positions] = rows
-            self.ranks.add(whole)
-            minibatch[key] = whole[:count]
+        for key, rows in self._minibatch().items():
+            minibatch[key] = rows.new_zeros(count, *rows.shape[1:])
+            minibatch[key][positions] = rows[: len(positions)]
+            self.ranks.add(minibatch[key])
         return {"policy_state": self.policy.state_dict(), "minibatch": minibatch}
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtrl_vec.config import PolicyConfig
 from mtrl_vec.policy.features import InputFeatures
-from mtrl_vec.policy.routing import TaskHeads, gathered_linear, split_linear
+from mtrl_vec.policy.routing import TaskHeads, gathered_linear, own_row, split_linear
 from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.tasks.layout import ObservationLayout
 
@@ -106,7 +106,8 @@ class ActorHeads(nn.Module):
         loc = self.heads(hidden.flatten(0, -2), rows)
         if self.bounded_mean:
             loc = loc.tanh()
-        scale = self.std().index_select(0, rows)
+        on_cpu = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        scale = self.std().index_select(0, rows) if on_cpu else own_row(self.std()[None], rows)
         shape = (*task_idx.shape, loc.shape[-1])
         return loc.view(shape), scale.view(shape)
 

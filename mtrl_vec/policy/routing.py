@@ -64,7 +64,8 @@ class TaskHeads(nn.Module):
         ends = torch.searchsorted(sorted_idx, tasks, right=True).int()
         rows, weight = features.index_select(0, order).bfloat16(), self.weight1.bfloat16()
         product = nn.functional.grouped_mm(rows, weight, offs=ends)
-        hidden = nn.functional.silu(product + self.bias1.bfloat16().index_select(0, sorted_idx))
+        # Rounded after it is gathered: its gradient is then added up in fp32.
+        hidden = nn.functional.silu(product + self.bias1.index_select(0, sorted_idx).bfloat16())
         return self._output(hidden, gathered_linear, sorted_idx).index_select(0, torch.argsort(order))
 
     def _output(self, hidden: Tensor, linear: Callable[..., Tensor], rows: Tensor | list[int]) -> Tensor:
@@ -83,11 +84,20 @@ def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> 
 
 
 def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
-    """``x[b] @ weight[task_idx[b]] + bias[task_idx[b]]`` for every row ``b``: a wide product, then a row gather.
+    """``x[b] @ weight[task_idx[b]] + bias[task_idx[b]]`` for every row ``b``: a wide product, then its own part.
 
     Shapes: [B, in], [K, in, out], [K, out], [B] -> [B, out].
     """
     k, _, out = weight.shape
     everything = torch.addmm(bias.flatten(), x, weight.transpose(0, 1).flatten(1))
-    row = torch.arange(len(x), device=x.device) * k + task_idx
-    return everything.view(-1, out).index_select(0, row)
+    return own_row(everything.view(-1, k, out), task_idx)
+
+
+def own_row(rows: Tensor, task_idx: Tensor) -> Tensor:
+    """``rows[b, task_idx[b]]`` for every ``b``, [B, K, out] or [1, K, out], [B] -> [B, out].
+
+    A sum over a mask, whose gradient is a sum as well. That of a gather would add to each place of ``rows`` with atomic
+    operations on a GPU: slow where few places get many rows, and in another order each time.
+    """
+    own = torch.arange(rows.shape[1], device=rows.device) == task_idx[:, None]
+    return torch.where(own[..., None], rows, 0.0).sum(1)

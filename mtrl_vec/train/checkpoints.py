@@ -13,6 +13,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.machine import versions
 from mtrl_vec.policy.checkpoint import checkpoint_name, checkpoints, save_checkpoint
+from mtrl_vec.processes import deferred_interrupts
 from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
 from mtrl_vec.train.progress import Progress
@@ -107,7 +108,8 @@ class Checkpoints:
             return
         path = self._folder / checkpoint_name(self.frames)
         try:
-            with self._timer("checkpoint"):
+            # torchrun ends all ranks as soon as one is lost, and then this is what there is to continue from.
+            with self._timer("checkpoint"), deferred_interrupts():
                 save_checkpoint(path, self._last)
         except OSError as error:
             self.problem = f"cannot write {path} ({error.strerror})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from mtrl_vec.ranks import require_same
 from mtrl_vec.train.checkpoints import header
 from mtrl_vec.train.metrics import Stopwatch, machine_columns, prefixed, std_columns
 from mtrl_vec.train.run import Run
-from mtrl_vec.train.run_dir import DUMP_NAME
+from mtrl_vec.train.run_dir import DUMP_NAME, forget_launch
 from mtrl_vec.train.sampling_methods import loss_weights
 from mtrl_vec.train.task_sampling import TaskStatistics
 from mtrl_vec.train.warm_start import policy_content
@@ -49,6 +50,8 @@ class Trainer(Run):
                 require_same(self.policy.state_dict().values(), self.ranks)
                 self.checkpoints.take()
                 self.checkpoints.save_if_due()
+        if self.ranks.first:
+            forget_launch(self.run_dir)
 
     def iterate(self) -> dict[str, float]:
         """One iteration: sample tasks, collect a rollout, learn from it. Returns the metrics of learning."""
@@ -62,8 +65,8 @@ class Trainer(Run):
         except Diverged as error:
             when = f"iteration {self.progress.iteration + 1}"
             dump = self.run_dir / DUMP_NAME
-            shown = explained(error, self.config, when, dump) if self.ranks.first else error
-            raise self.ranks.shared(shown) from error
+            message = self.ranks.from_first(functools.partial(explained, error, self.config, when, dump))
+            raise self.ranks.shared(Diverged(message, error.minibatch)) from error
         self.progress.iteration += 1
         self.progress.skipped_updates += int(metrics.pop("skipped_updates"))
         self.statistics.update(rollout)
@@ -74,8 +77,8 @@ class Trainer(Run):
 
     def exploration(self) -> NDArray[np.float64]:
         """How much each task has to explore now, [K]."""
-        seen, delay = self.statistics, self.config.learner.exploration_delay
-        return exploration(seen.success, seen.frames, delay, unknown=seen.untrained)
+        seen = self.statistics
+        return exploration(seen.success, seen.frames, self.config.exploration_delay, unknown=seen.untrained)
 
     def explore(self, amount: NDArray[np.float64]) -> None:
         """Let each task explore as much as it has to, [K], from now on."""

@@ -99,9 +99,8 @@ class Overlapping(Alternating):
 
     def _learner_thread(self) -> ThreadPoolExecutor:
         if self._thread is None:
-            # A new thread takes as many torch threads as any other has set last, which may be the one of collecting.
-            threads = (torch.get_num_threads(),)
-            self._thread = ThreadPoolExecutor(1, "learner", torch.set_num_threads, threads)
+            arguments = torch.get_num_threads(), self._acting.device
+            self._thread = ThreadPoolExecutor(1, "learner", _set_up_thread, arguments)
         return self._thread
 
     def close(self) -> None:
@@ -124,3 +123,10 @@ class Overlapping(Alternating):
             return
         ahead = TensorDict(state["ahead"], state["shape"]).unflatten_keys(".")
         self._ahead = ahead[self._ranks.part(len(ahead))]
+
+
+def _set_up_thread(num_threads: int, device: torch.device) -> None:
+    """A new thread has as many torch threads as any other has set last, and the first GPU."""
+    torch.set_num_threads(num_threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.errors import InputError
@@ -24,6 +27,12 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
             f"num_envs is {config.num_envs}: it must be a multiple of the {ranks.size} ranks, for example "
             f"--num-envs {(share + 1) * ranks.size}"
         )
+    episodes = config.eval_episodes * config.num_tasks
+    if config.eval_interval and episodes < ranks.size:
+        raise InputError(
+            f"eval_episodes is {config.eval_episodes}: {ranks.size} ranks need at least "
+            f"{-(-ranks.size // config.num_tasks)} per task, one each"
+        )
     workers = config.runtime.num_workers or default_num_workers(ranks.cores)
     return config.replace(
         sampling=config.sampling.for_tasks(config.tasks),
@@ -32,6 +41,7 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
         target_kl=config.target_kl,
+        exploration_delay=config.exploration_delay,
         total_frames=config.total_frames,
         eval_interval=config.eval_interval,
         eval_episodes=config.eval_episodes,
@@ -44,13 +54,15 @@ def require_agreement(config: TrainConfig, ranks: Ranks) -> None:
     expected = ranks.from_first(config.to_dict)
 
     def check() -> None:
-        for group, values in config.to_dict().items():
-            pairs = zip(values.items(), expected[group].values(), strict=True) if isinstance(values, dict) else ()
-            alone = [((group, values), expected[group])] if not isinstance(values, dict) else []
-            for (name, value), other in (*pairs, *alone):
-                if value != other and name not in _OF_A_MACHINE:
-                    raise InputError(
-                        f"{name} is {value}, but {other} on the first rank: start all with the same settings"
-                    )
+        for name, value in _flat(config.to_dict()).items():
+            other = _flat(expected).get(name)
+            if value != other and name not in _OF_A_MACHINE:
+                raise InputError(f"{name} is {value}, but {other} on the first rank: start all with the same settings")
 
     ranks.together(check)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in groups, without the groups."""
+    groups = [value if isinstance(value, Mapping) else {name: value} for name, value in settings.items()]
+    return {name: value for group in groups for name, value in group.items()}

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.errors import InputError
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.policy import SharedPolicy
@@ -80,7 +81,12 @@ class Run:
             return folder
 
         self.run_dir = ranks.from_first(claim)
-        ranks.together(lambda: require_visible(self.run_dir))
+        try:
+            ranks.together(lambda: require_visible(self.run_dir))
+        except InputError:
+            if ranks.first and checkpoint is None:
+                remove_if_empty(self.run_dir, 0)
+            raise
         self.config = config = config.replace(run_dir=self.run_dir)
         self.device = torch.device(config.runtime.device)
         self.timer = timer or Timer()
@@ -93,8 +99,9 @@ class Run:
         self.policy = SharedPolicy.for_tasks(config.policy, config.tasks).to(self.device)
         if warm_start is not None:
             warm_start.copy_policy(self.policy)
-        # The same seed does not draw the same weights on every kind of processor.
-        self.policy.load_state_dict(ranks.from_first(self.policy.state_dict))
+        if ranks.size > 1:  # the same seed does not draw the same weights on every kind of processor
+            weights = {name: tensor.cpu() for name, tensor in self.policy.state_dict().items()}
+            self.policy.load_state_dict(ranks.from_first(lambda: weights))
         self.acting = ActingPolicy(self.policy, config, self.timer, lagging=config.learner.overlap, ranks=ranks)
         self.learner = PPO(config, self.policy, self.timer, self.acting.previous, ranks)
         if warm_start is not None:

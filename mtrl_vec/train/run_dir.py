@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -81,13 +82,32 @@ def run_of_this_launch(folder: Path | None) -> Path | None:
 
     torchrun starts all ranks anew when one of them, or a node, is lost: with the same command, which now continues.
     None: there is no such run, or torchrun has not started this process.
+
+    Raises:
+        InputError: it has a policy, but nothing to continue from, and starting anew would remove it.
     """
-    launch = launch_id()
     for candidate in Path("runs").glob("*") if folder is None else (folder,):
-        with contextlib.suppress(OSError):
-            if launch and (candidate / LAUNCH_NAME).read_text() == launch:
-                return candidate
+        if _is_of_this_launch(candidate):
+            if (candidate / BEST_NAME).exists() and not checkpoints(candidate):
+                raise InputError(
+                    f"{candidate} has a policy, but no checkpoint to continue from: choose another --run-dir"
+                )
+            return candidate
     return None
+
+
+def forget_launch(folder: Path) -> None:
+    """A run is complete: another launch of the same name is another run."""
+    with contextlib.suppress(OSError):
+        (folder / LAUNCH_NAME).unlink(missing_ok=True)
+
+
+def _is_of_this_launch(folder: Path) -> bool:
+    launch = launch_id()
+    try:
+        return launch is not None and (folder / LAUNCH_NAME).read_text() == launch
+    except OSError:
+        return False
 
 
 def require_visible(folder: Path) -> None:
@@ -227,19 +247,31 @@ def _is_run(folder: Path) -> bool:
 class RunLock:
     """Keeps other processes out of a run's folder, until the end of a ``with`` block or of this process.
 
+    Where torchrun has started its ranks anew it waits for those from before: on a file system of a network, the lock of
+    a node that is lost is only released after a while.
+
     Raises:
         InputError: another process uses it.
     """
 
+    WAIT_SECONDS = 120.0
+
     def __init__(self, folder: Path) -> None:
         self._descriptor: int | None = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.release()
-            raise InputError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
-        except OSError:  # a file system that cannot lock
-            self.release()
+        deadline = time.monotonic() + (self.WAIT_SECONDS if _is_of_this_launch(folder) else 0.0)
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.5)
+                    continue
+                self.release()
+                problem = "is in use by another process: wait for it, or choose another folder"
+                raise InputError(f"{folder} {problem}") from error
+            except OSError:  # a file system that cannot lock
+                self.release()
+            return
 
     def release(self) -> None:
         """Let others in."""
