@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 RANKS ?= 1
+# A file per core at a time; each test has one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
@@ -34,10 +36,10 @@ profile: $(STAMP)  ## where the time of training goes: a table, and a trace for 
 	$(BIN)/python -m mtrl_vec profile $(ARGS)
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP)  ## run the tests that take minutes, among them all fifty tasks against Meta-World over whole episodes
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 check: $(STAMP)  ## formatting, lint, imports and types
 	$(BIN)/ruff format --check .

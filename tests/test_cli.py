@@ -147,7 +147,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         "torn": today | {"x": torch.zeros(9999)},
         "other": today | {"policy": {}, "frames": 1},
         "odd": today | {"config": None},
-        "newer": today | {"version": 5},
+        "newer": today | {"version": 6},
         "unnumbered": today | {"version": "2"},
         "old and odd": {"format": "mtrl_vec checkpoint 1", "config": None},
         "old and foreign": {"format": "mtrl_vec checkpoint 0", "config": None},
@@ -167,7 +167,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         ("other", "does not fit this version"),
         ("odd", "does not fit this version"),
         ("old and odd", "does not fit this version"),
-        ("newer", "does not fit this version of mtrl_vec (it has version 5 of the format, and this package reads up"),
+        ("newer", "does not fit this version of mtrl_vec (it has version 6 of the format, and this package reads up"),
     ]:
         assert main(["eval", str(tmp_path / f"{name}.pt")]) == 2, name
         err = capsys.readouterr().err

@@ -367,7 +367,7 @@ def test_groups_differ_in_more_than_the_seed_and_are_called_by_it(tmp_path) -> N
         "lr=0.001, gamma=0.9",
     ]
     wide = run("wide", torso=(64, 32), target_kl=None)
-    assert labels_of(base[0], wide) == ["torso=256 256, target_kl=0.02", "torso=64 32, target_kl=None"]
+    assert labels_of(base[0], wide) == ["torso=256 256, target_kl=auto", "torso=64 32, target_kl=None"]
     number = run("number", success_bonus=5, seed=3)  # which is 5.0
     assert labels_of(base[0], number) == ["a … number"]
     many = run("many", gamma=0.9, head=64, num_steps=64, lr=0.1)

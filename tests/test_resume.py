@@ -106,7 +106,7 @@ def test_nothing_random_is_left_out(undisturbed) -> None:
     slots = content["rollouts"]["simulators"]
     assert slots["state"].shape == (12, 56) and slots["rng"].shape == (12, 6) and slots["elapsed"].shape == (12,)
     assert content["versions"]["mujoco"] and content["config"]["seed"] == 1
-    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 4)
+    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 5)
 
 
 def test_a_run_that_is_complete_goes_on_with_more_frames(tmp_path) -> None:
