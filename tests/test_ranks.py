@@ -52,7 +52,7 @@ CONFIGS = {
     "cagrad": {"gradient_method": "cagrad", "popart": False, "entropy_coeff": 0.01},
     "overlap": {"overlap": True, "log_gradients": True, "per_task_advantage": False},
     "five minibatches": {"num_minibatches": 5, "sampling": "uniform", "learn_std": False},  # of 76: not equal parts
-    **{f"sampling {name}": {"sampling": name} for name in ("curriculum", "difficulty", "progress", "meta")},
+    **{f"sampling {name}": {"sampling": name} for name in ("random", "curriculum", "difficulty", "progress", "meta")},
 }
 
 ROUNDED = ("policy", "learner", "acting", "task_sampling")
