@@ -39,7 +39,6 @@ class Ranks:
     Attributes:
         rank: which one this is, from 0.
         size: ``R``.
-        cores: of this machine for each of its ranks.
     """
 
     rank, size = 0, 1

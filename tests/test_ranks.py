@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from helpers import SMALL, assert_same, tiny_config
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, RunFailed
 from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
-from mtrl_vec.ranks import ALONE, Ranks, join, launch_id
+from mtrl_vec.ranks import ALONE, Ranks, join, launch_id, require_same
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import run_of_this_launch
@@ -349,6 +349,30 @@ def test_a_launch_continues_its_own_run_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert run_of_this_launch(tmp_path / "mine") is None
     trainer.lock.release()
+
+
+def test_ranks_that_have_drifted_apart_end_the_run() -> None:
+    weights = [torch.randn(3, 4), torch.tensor(0.5)]
+
+    class Three(Ranks):
+        size = 3
+
+        def __init__(self, *others: list[torch.Tensor]) -> None:
+            self.others = others
+
+        def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+            found = []
+            for other in self.others:  # what they would send
+                alone = Three()
+                alone.rows = lambda sent: (found.append(sent), sent)[1]
+                require_same(other, alone)
+            return torch.cat([tensor, *found])
+
+    copies = [[tensor.clone() for tensor in weights] for _ in range(2)]
+    require_same(weights, Three(*copies))
+    copies[1][0][2, 3] = torch.nextafter(weights[0][2, 3], torch.tensor(9.0))  # the smallest step there is
+    with pytest.raises(RunFailed, match="the policy of rank 2 is no longer that of rank 0"):
+        require_same(weights, Three(*copies))
 
 
 def test_every_rank_needs_an_episode_to_evaluate() -> None:
