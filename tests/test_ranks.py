@@ -30,6 +30,7 @@ from mtrl_vec.train.run_dir import run_of_this_launch
 from processes import still_running, workers_of
 from runs import metrics, whole_state
 
+pytestmark = pytest.mark.xdist_group("ranks")  # in one process, since they share what takes long
 SLOW = pytest.mark.slow
 
 ITERATION = 384
