@@ -50,7 +50,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and talks."""
+        """Whether this rank writes files and shows progress."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:
@@ -79,7 +79,7 @@ class Ranks:
         return tensor
 
     def rows_at_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same on the first rank only, and of several tensors in one message; other ranks get back their own."""
+        """The same for several tensors in one message, but on the first rank only: others get back their own rows."""
         return dict(tensors)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Ranks:
         return tensor
 
     def from_first(self, call: Callable[[], T]) -> T:
-        """What a call returns or raises on the first rank: on every rank. It has to be picklable."""
+        """Call on the first rank only. Every rank returns or raises what it did, which has to be picklable."""
         return call()
 
     def together(self, call: Callable[[], T]) -> T:
@@ -99,7 +99,7 @@ class Ranks:
         return error
 
     def naming_the_lost(self) -> contextlib.AbstractContextManager[object]:
-        """Raises RunFailed in place of what gloo or NCCL raise where a rank is gone: needed around compiled code."""
+        """Turns errors of gloo and NCCL into RunFailed, as the methods themselves do, except in compiled code."""
         return contextlib.nullcontext()
 
     def close(self) -> None:
@@ -311,7 +311,9 @@ def require_same(tensors: Iterable[Tensor], ranks: Ranks) -> None:
     others = (checksums != checksums[0]).any(1).nonzero().flatten().tolist()
     if others:
         which = ", ".join(map(str, others))
-        raise ranks.shared(RunFailed(f"the policy of rank {which} is no longer that of rank 0: use equal processors"))
+        raise ranks.shared(
+            RunFailed(f"the policy of rank {which} is no longer that of rank 0: use machines of the same kind")
+        )
 
 
 def _store() -> dist.Store:

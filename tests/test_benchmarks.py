@@ -46,9 +46,9 @@ def test_weak_scaling_by_hand(monkeypatch) -> None:
     monkeypatch.setattr(ranks, "draw_seconds", lambda environments: {180: 0.001}[environments])
     sent = {"milliseconds": 10.0, "milliseconds_empty": 2.0, "bytes": 1}
     found = ranks.weak_scaling(TrainConfig(), {"iteration": 2.0, "frames": 360 * 32}, sent)
-    alone = 2.0 - 0.360 - 0.032
-    assert found[2] == pytest.approx(alone / 2.0)
-    assert found[8] == pytest.approx(alone / (alone + 36 * (7 * 0.002 + 1.75 * 0.008) + 7 * 0.032))
+    # Alone 1.608 s. Eight ranks: 14 messages of a ring, so 14 ms latency and 14 ms transfer a sum; 1.008 s and 0.224 s.
+    assert found[2] == pytest.approx(0.804)
+    assert found[8] == pytest.approx(1.608 / 2.840)
     assert list(found) == [2, 8, 64]
 
 

@@ -28,7 +28,7 @@ from mtrl_vec.train import Trainer
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import run_of_this_launch
 from processes import still_running, workers_of
-from runs import metrics, whole_state
+from runs import metrics, train_until_interrupted, whole_state
 
 pytestmark = pytest.mark.xdist_group("ranks")  # in one process, since they share what takes long
 SLOW = pytest.mark.slow
@@ -146,8 +146,8 @@ def assert_same_but_for_rounding(one: Path, other: Path) -> None:
 
 
 def first_iteration(folder: Path, **changes: object) -> Path:
-    """Train for one iteration on one process."""
-    Trainer(tiny_config(run_dir=folder, num_workers=2, total_frames=ITERATION, **RUN | changes)).train()
+    """One iteration of a longer run on one process: with ``overlap``, the next rollout is there already."""
+    train_until_interrupted(folder, 1, num_workers=2, **RUN | {"total_frames": 3 * ITERATION} | changes)
     return folder
 
 
@@ -244,6 +244,20 @@ def test_a_rank_that_is_killed_changes_nothing(rank, undisturbed, tmp_path) -> N
     out, _ = output_of(process)
     assert process.returncode == 0 and "continuing with" in out
     assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
+
+
+@SLOW
+def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path) -> None:
+    """The rollouts that are ahead are gathered, and spread again."""
+    flags = [*TRAIN, *LONG, "--overlap"]
+    undisturbed = torchrun(*flags, "--run-dir", tmp_path / "undisturbed")
+    assert output_of(undisturbed)[1] == [] and undisturbed.returncode == 0
+    process = torchrun(*flags, "--run-dir", tmp_path / "run", options=["--standalone", "--max-restarts=1"])
+    wait_for_iterations(tmp_path / "run", 6)
+    ranks_of(process)[1].kill()
+    output_of(process)
+    assert process.returncode == 0
+    assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "undisturbed"))
 
 
 @SLOW

@@ -87,7 +87,7 @@ class LearnerConfig:
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
     target_kl: float | Literal["auto"] | None = "auto"
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant.
-    auto: 0.02 for up to 360 environments, twice as much for twice as many, and no more for more."""
+    auto: 0.02 for up to 360 environments, then in proportion to their number, but at most 0.04."""
     final_kl_fraction: float = 0.2
     """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
     final_std: float = 0.3
@@ -105,9 +105,8 @@ class LearnerConfig:
     hold_std: bool = True
     """Keep the standard deviation of tasks without success at its limit; the lower bound falls likewise."""
     exploration_delay: int | None = None
-    """Environment steps of a task after which these two begin for it, and at twice as many they are in full force: most
-    tasks are learned sooner without. By default 150,000 for up to 3 tasks, and none for more, whose parts of a run are
-    smaller."""
+    """Environment steps of a task before correlated noise and held standard deviations begin; they are in full force
+    after twice as many. By default 150,000 for up to 3 tasks, which are learned sooner without, and 0 for more."""
     success_bonus: float = 5.0
     """Added to Meta-World's reward (at most 10) in every step that counts as a success, for learning only. Reach needs
     it: a hand 6 cm from the goal gets 9.8 and no success, and one within 5 cm gets 10."""
@@ -158,7 +157,7 @@ class RuntimeConfig:
     wandb: bool = False
     """Also log to Weights & Biases, which has to be installed."""
     num_workers: int | None = None
-    """Simulator processes, over which the environments are spread. By default what suits the machine."""
+    """Simulator processes of each rank, over which its environments are spread. By default what suits the machine."""
     device: Device = "auto"
     """Where the policy lives and learns. auto: CUDA when there is one."""
     precision: Precision = "fp32"

@@ -25,8 +25,8 @@ def exploration(
     """How much each task has to explore, [K]: 1 at a success rate of 0, falling linearly to 0 at `ENOUGH_SUCCESS`.
 
     Reward alone may lead to a place that is not success, and where less noise always pays: a hand at a drawer's handle,
-    which would have to lose some reward in order to pull. But most tasks are learned sooner without: so it begins when
-    a task has had its chance, and grows from there.
+    which would have to lose some reward in order to pull. But many tasks are learned sooner without, which is
+    what ``delay`` is for.
 
     Args:
         success: success rates, [K]; NaN where there is none yet.

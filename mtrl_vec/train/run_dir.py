@@ -247,8 +247,8 @@ def _is_run(folder: Path) -> bool:
 class RunLock:
     """Keeps other processes out of a run's folder, until the end of a ``with`` block or of this process.
 
-    Where torchrun has started its ranks anew it waits for those from before: on a file system of a network, the lock of
-    a node that is lost is only released after a while.
+    After torchrun has restarted the ranks, it waits for the lock: a network file system releases that of a lost node
+    only after a while.
 
     Raises:
         InputError: another process uses it.
