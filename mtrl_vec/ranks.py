@@ -198,7 +198,8 @@ class Group(Ranks):
 
     def rows_at_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Ranks`."""
-        flat = {name: _as_bytes(rows) for name, rows in tensors.items()}
+        # Sorted: TorchRL orders the keys of a rollout by hashes, which differ from process to process.
+        flat = {name: _as_bytes(tensors[name]) for name in sorted(tensors)}
         packed = torch.cat(list(flat.values()), dim=1)
         parts = [torch.empty_like(packed) for _ in range(self.size)] if self.first else None
         with self.naming_the_lost():
@@ -207,8 +208,8 @@ class Group(Ranks):
             return dict(tensors)
         columns = torch.cat(parts).split([rows.shape[1] for rows in flat.values()], dim=1)
         return {
-            name: column.contiguous().view(tensor.dtype).view(len(column), *tensor.shape[1:])
-            for (name, tensor), column in zip(tensors.items(), columns, strict=True)
+            name: column.contiguous().view(tensors[name].dtype).view(len(column), *tensors[name].shape[1:])
+            for name, column in zip(flat, columns, strict=True)
         }
 
     def sum(self, tensor: Tensor) -> Tensor:

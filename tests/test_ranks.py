@@ -249,7 +249,7 @@ def test_a_rank_that_is_killed_changes_nothing(rank, undisturbed, tmp_path) -> N
 @SLOW
 def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path) -> None:
     """The rollouts that are ahead are gathered, and spread again."""
-    flags = [*TRAIN, *LONG, "--overlap"]
+    flags = [*TRAIN, *LONG, "--overlap", "--total-frames", str(100 * 192)]
     undisturbed = torchrun(*flags, "--run-dir", tmp_path / "undisturbed")
     assert output_of(undisturbed)[1] == [] and undisturbed.returncode == 0
     process = torchrun(*flags, "--run-dir", tmp_path / "run", options=["--standalone", "--max-restarts=1"])

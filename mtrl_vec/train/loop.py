@@ -50,6 +50,7 @@ class Trainer(Run):
                 require_same(self.policy.state_dict().values(), self.ranks)
                 self.checkpoints.take()
                 self.checkpoints.save_if_due()
+        self.ranks.together(lambda: None)  # until all have come this far, torchrun may start them again
         if self.ranks.first:
             forget_launch(self.run_dir)
 
