@@ -323,6 +323,40 @@ def test_bad_input_is_one_line_and_ends_every_rank(command, message, tmp_path, m
     assert process.returncode != 0 and not list(tmp_path.glob("**/checkpoint-*"))
 
 
+NAN_ON_RANK_1 = """
+import os, sys
+from mtrl_vec.commands.cli import main
+from mtrl_vec.learn.ppo import PPO
+
+add_advantages = PPO.add_advantages
+
+def broken(ppo, data):
+    metrics = add_advantages(ppo, data)
+    data["advantage"][data["task_idx"] == 1] = float("nan")
+    return metrics
+
+if __name__ == "__main__":
+    if os.environ["RANK"] == "1":
+        PPO.add_advantages = broken
+    sys.exit(main())
+"""
+
+
+@SLOW
+def test_numbers_that_are_not_finite_on_one_rank_are_diagnosed_by_the_first(tmp_path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(NAN_ON_RANK_1)
+    flags = [*TRAIN[2:], "--task-sampling", "uniform", "--max-skipped-updates", "2", "--num-workers", "1"]
+    process = torchrun(program, *flags, "--total-frames", "1920", "--run-dir", tmp_path / "run")
+    _, errors = output_of(process)
+    assert process.returncode != 0 and len(errors) == 1
+    assert "not finite is advantage of push-v3" in errors[0]
+    frames = load_checkpoint(tmp_path / "run" / "diverged.pt")["minibatch"]
+    assert len(frames["task_idx"]) == 96  # of both ranks
+    broken = frames["advantage"].isnan().squeeze(-1)
+    assert broken.any() and (frames["task_idx"][broken] == 1).all() and not broken[frames["task_idx"] == 1].all()
+
+
 @pytest.mark.parametrize(
     ("own_store", "name", "message"),
     [

@@ -333,10 +333,10 @@ class PPO:
         if self._fixed_shapes:
             positions = self.ranks.rank * len(self.rows) + torch.arange(len(self.rows), device=self.device)
         count = int(self.ranks.total(torch.tensor(len(positions), device=self.device)))
-        minibatch = {}
-        for key, rows in self._minibatch().items():
-            minibatch[key] = rows.new_zeros(count, *rows.shape[1:])
-            minibatch[key][positions] = rows[: len(positions)]
+        own, minibatch = self._minibatch(), {}
+        for key in LEARNING_KEYS:  # in the same order on all ranks
+            minibatch[key] = own[key].new_zeros(count, *own[key].shape[1:])
+            minibatch[key][positions] = own[key][: len(positions)]
             self.ranks.add(minibatch[key])
         return {"policy_state": self.policy.state_dict(), "minibatch": minibatch}
 
