@@ -22,7 +22,7 @@ from common import check_arguments, progress, run_benchmark, write_results
 from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.ranks import join
+from mtrl_vec.torchrun import join
 
 WARMUP = 2
 """Iterations of each run that do not count."""

@@ -12,9 +12,15 @@ class InputError(Exception):
     Not a ``ValueError``: the command-line parser catches those and wraps their message in a box.
     """
 
+    shown_elsewhere = False
+    """Another rank shows it, see `mtrl_vec.ranks.Ranks.shared`."""
+
 
 class RunFailed(RuntimeError):
     """A run that cannot continue. What it had learned so far has been saved."""
+
+    shown_elsewhere = False
+    """See `InputError`."""
 
 
 class WorkerDied(RunFailed):

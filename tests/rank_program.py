@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from mtrl_vec.ranks import join
+from mtrl_vec.torchrun import join
 from mtrl_vec.train import Trainer
 
 

@@ -23,7 +23,8 @@ import torch
 from helpers import SMALL, assert_same, tiny_config
 from mtrl_vec.errors import InputError, RunFailed
 from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
-from mtrl_vec.ranks import ALONE, Ranks, join, launch_id, require_same
+from mtrl_vec.ranks import ALONE, Ranks, require_same
+from mtrl_vec.torchrun import join, launch_id
 from mtrl_vec.train import Trainer
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import run_of_this_launch

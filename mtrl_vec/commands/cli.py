@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     if num_ranks() > 1 and arguments:
         error = InputError(f"torchrun is for train alone: run {arguments[0]} in one process")
-        error.shown_by_first = os.environ["RANK"] != "0"  # type: ignore[attr-defined]
+        error.shown_elsewhere = os.environ["RANK"] != "0"
         raise error
     command = flags.parse(arguments)
     if isinstance(command, flags.ProfileCommand):
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, RunFailed) as error:
         if debug:
             traceback.print_exc()
-        if not getattr(error, "shown_by_first", False):  # see `mtrl_vec.ranks.Ranks.shared`
+        if not error.shown_elsewhere:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def _join(arguments: Sequence[str]) -> Ranks | None:
     """The ranks that torchrun has started; None if this process is alone, which need not wait for torch."""
     if num_ranks() == 1 or {"-h", "--help"} & set(arguments):
         return None
-    from mtrl_vec.ranks import join
+    from mtrl_vec.torchrun import join
 
     return join(peek("--device", arguments) or "auto")
 

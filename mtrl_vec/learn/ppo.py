@@ -95,7 +95,7 @@ class PPO:
         self._positions = self.rows  # of these rows among those of all ranks
         self.share = torch.ones((), device=self.device)
         """Fraction of the minibatch that these rows are."""
-        self._sums, self._sums_by_task = FlatCopy(), FlatCopy()
+        self._sums, self._sums_by_task = (FlatCopy(needed=ranks.size > 1) for _ in range(2))
         self.random = torch.zeros(self._k, self._k, device=self.device)  # for `coefficients`
         self.gram = torch.full_like(self.random, torch.nan)
         """Gram matrix [K, K] of the tasks' gradients over the torso in the last step, if it kept them apart."""

@@ -21,8 +21,8 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.files import temporary_path, write_atomically
 from mtrl_vec.machine import versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, is_readable
-from mtrl_vec.ranks import launch_id
 from mtrl_vec.tasks.suite import UnknownTask
+from mtrl_vec.torchrun import launch_id
 from mtrl_vec.train.log import EVENTS_NAME, METRICS_NAME, WANDB_ID_NAME
 
 CONFIG_NAME = "config.json"
