@@ -212,7 +212,7 @@ def test_a_skipped_step_in_a_replayed_graph_changes_nothing(way) -> None:
     ppo, _ = learn(tiny_config(device="cuda", precision="bf16", **way), rollouts=3)
     before = copy.deepcopy((ppo.policy.state_dict(), ppo.optimizer.state_dict()["state"]))
     with on_stream(ppo.stream):
-        ppo.frames["advantage"].fill_(math.nan)
+        ppo.minibatches.frames["advantage"].fill_(math.nan)
         counts = ppo.step()[:2].clone()
     assert counts.tolist() == [1.0, 1.0]
     after = ppo.policy.state_dict(), ppo.optimizer.state_dict()["state"]

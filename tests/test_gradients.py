@@ -148,7 +148,7 @@ def test_a_combination_that_adds_up_is_the_gradient_without_a_method() -> None:
     (plain, batch), (last, _) = setup(), setup(log_gradients=True)
     assert plain.last_step == plain.step
     for learner in (plain, last):
-        learner.frames, learner.rows = batch, torch.arange(len(batch))
+        learner.minibatches.frames, learner.minibatches.rows = batch, torch.arange(len(batch))
     plain.step()
     last.last_step()
     for (name, a), b in zip(plain.policy.named_parameters(), last.policy.parameters(), strict=True):
@@ -170,7 +170,7 @@ def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(method) -> 
     torso, gradients = list(ppo.policy.torso.parameters()), []
     for weights in ([1, 0, 0], [0, 0, 3]):
         ppo.loss.task_weights.copy_(torch.tensor(weights) * 3 / 4)
-        total, _ = ppo.minibatch_loss(ppo.frames[ppo.rows])
+        total, _ = ppo.minibatch_loss(ppo.minibatches.frames[ppo.minibatches.rows])
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, torso)]))
     reach, pick_place = gradients
     assert float(metrics["reach-v3/grad_norm"]) == pytest.approx(float(reach.norm()), rel=1e-3)
@@ -187,7 +187,7 @@ def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(method) -> 
 @pytest.mark.parametrize("method", ["pcgrad", "cagrad"])
 def test_a_step_follows_the_combined_gradient_of_the_torso_and_leaves_the_heads_theirs(method) -> None:
     ppo, batch = setup(gradient_method=method, max_grad_norm=1e9)
-    ppo.frames, ppo.rows = batch, torch.arange(len(batch))
+    ppo.minibatches.frames, ppo.minibatches.rows = batch, torch.arange(len(batch))
     torso = ppo.policy.torso.module
     copies = torso.copies()
     total, _ = ppo.minibatch_loss(batch, copies)
@@ -207,7 +207,7 @@ def test_one_task_has_nothing_to_combine(method) -> None:
     combined, plain = setup(("push",), gradient_method=method)[0], setup(("push",))
     batch = plain[1]
     for learner in (combined, plain[0]):
-        learner.frames, learner.rows = batch, torch.arange(len(batch))
+        learner.minibatches.frames, learner.minibatches.rows = batch, torch.arange(len(batch))
         learner.step()
     if method == "pcgrad":
         for a, b in zip(combined.policy.parameters(), plain[0].policy.parameters(), strict=True):

@@ -176,7 +176,7 @@ def test_replays_equal_eager_updates_to_the_last_bit(changes, ranks, learners) -
         assert torch.equal(tensor, eager.policy.state_dict()[name]), name
     # A step that is skipped changes nothing.
     before = copy.deepcopy(ppo.policy.state_dict())
-    ppo.frames["advantage"].fill_(math.nan)
+    ppo.minibatches.frames["advantage"].fill_(math.nan)
     assert ppo.step()[:2].tolist() == [1.0, 1.0]
     torch.testing.assert_close(ppo.policy.state_dict(), before, rtol=0, atol=0)
 
@@ -186,11 +186,11 @@ def a_learning_rate_that_is_a_number(ppo: PPO) -> None:
 
 
 def frames_that_are_replaced(ppo: PPO) -> None:
-    ppo._take = lambda frames: setattr(ppo, "frames", frames.clone())
+    ppo.minibatches.take = lambda frames: setattr(ppo.minibatches, "frames", frames.clone())
 
 
 def rows_that_are_replaced(ppo: PPO) -> None:
-    ppo._choose = lambda frames: setattr(ppo, "rows", frames.clone())
+    ppo.minibatches.choose = lambda chosen: setattr(ppo.minibatches, "rows", chosen.clone())
 
 
 def weights_that_are_replaced(ppo: PPO) -> None:

@@ -186,8 +186,8 @@ def test_the_update_uses_every_frame_once_per_epoch() -> None:
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
     seen: list[torch.Tensor] = []
-    original = ppo._minibatch
-    ppo._minibatch = lambda: (seen.append(original()["action"][:, 0]), original())[1]
+    original = ppo.minibatches.current
+    ppo.minibatches.current = lambda: (seen.append(original()["action"][:, 0]), original())[1]
     ppo.update(td)
     assert [len(s) for s in seen] == [48] * 12
     everything = td["action"][..., 0].flatten().sort().values
@@ -204,13 +204,13 @@ def test_minibatches_that_do_not_divide_the_frames_leave_others_out_in_each_epoc
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
     seen: list[torch.Tensor] = []
-    original = ppo._minibatch
+    original = ppo.minibatches.current
 
     def minibatch_and_note():
-        seen.append(ppo.rows.clone())
+        seen.append(ppo.minibatches.rows.clone())
         return original()
 
-    ppo._minibatch = minibatch_and_note
+    ppo.minibatches.current = minibatch_and_note
     metrics = ppo.update(td)
     assert [len(rows) for rows in seen] == [38] * 15
     epochs = [torch.cat(seen[5 * epoch : 5 * epoch + 5]).tolist() for epoch in range(3)]

@@ -29,6 +29,7 @@ from mtrl_vec.learn.flat import FlatCopy
 from mtrl_vec.learn.gradients import METHODS, combine, cosines_with_others, gram_matrix
 from mtrl_vec.learn.learning_rate import adapt_lr, annealed
 from mtrl_vec.learn.loss import LEARNING_KEYS, MinibatchLoss
+from mtrl_vec.learn.minibatches import Minibatches
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
@@ -89,12 +90,6 @@ class PPO:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.stream = torch.cuda.Stream() if on_gpu else None
         self.to_device = DeviceCopy(self.device) if on_gpu else None
-        # Frames [N] to learn from, and the rows of the next minibatch: on a GPU always in the same memory.
-        self.frames: TensorDictBase | None = None
-        self.rows = torch.zeros(config.minibatch_size // ranks.size, dtype=torch.long, device=self.device)
-        self._positions = self.rows  # of these rows among those of all ranks
-        self.share = torch.ones((), device=self.device)
-        """Fraction of the minibatch that these rows are."""
         self._sums, self._sums_by_task = (FlatCopy(needed=ranks.size > 1) for _ in range(2))
         self.random = torch.zeros(self._k, self._k, device=self.device)  # for `coefficients`
         self.gram = torch.full_like(self.random, torch.nan)
@@ -106,7 +101,7 @@ class PPO:
 
     def _prepare(self, on_gpu: bool) -> None:
         """Compile and capture what the settings ask for."""
-        self._fixed_shapes = on_gpu
+        self.minibatches = Minibatches(self.config, self.generator, self.ranks, fixed_shapes=on_gpu)
         combines, logs = self._learner.gradient_method != "none", self.config.runtime.log_gradients
         if self.config.runtime.compile == "on":
             self.advantages = torch.compile(self.advantages, fullgraph=True)
@@ -162,7 +157,11 @@ class PPO:
                 metrics |= self.update(data)
                 values = dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
                 if values.pop("skipped_in_a_row") >= self.config.runtime.max_skipped_updates:
-                    raise Diverged("the update no longer has finite numbers", self._last_minibatch())
+                    what = {
+                        "policy_state": self.policy.state_dict(),
+                        "minibatch": self.minibatches.current_of_all_ranks(),
+                    }
+                    raise Diverged("the update no longer has finite numbers", what)
                 self.prepare_next(data, metrics["approx_kl"], progress)
                 return values
 
@@ -199,11 +198,11 @@ class PPO:
             last step.
         """
         cfg = self._learner
-        self._take(data.select(*LEARNING_KEYS).reshape(-1))
+        self.minibatches.take(data.select(*LEARNING_KEYS).reshape(-1))
         steps: list[Tensor] = []
         for epoch in range(cfg.num_epochs):
-            for i, chosen in enumerate(self._minibatches()):
-                self._choose(chosen)
+            for i, chosen in enumerate(self.minibatches.epoch()):
+                self.minibatches.choose(chosen)
                 if cfg.gradient_method == "pcgrad":
                     self.random.copy_(torch.rand(self.random.shape, device=self.device, generator=self.generator))
                 last = epoch + 1 == cfg.num_epochs and i + 1 == cfg.num_minibatches
@@ -234,45 +233,11 @@ class PPO:
         self.policy.limit_std(annealed(init_std, cfg.final_std, progress, start=STD_LIMIT_START))
         self.policy.torso.module.features.update(data["observation"], self.ranks)
 
-    def _minibatches(self) -> Tensor:
-        """A new order of the frames, cut into the minibatches of an epoch, one in each row.
-
-        On a CPU frames of all ranks, so that minibatches do not depend on the number of ranks. On a GPU those of this
-        rank, in the same order on all: each minibatch then has as many frames of every rank, and shapes stay the same.
-        """
-        frames, size, parts = self.config.frames_per_batch, self.config.minibatch_size, self._learner.num_minibatches
-        if self._fixed_shapes:
-            frames, size = frames // self.ranks.size, size // self.ranks.size
-        order = torch.randperm(frames, device=self.device, generator=self.generator)
-        return order[: parts * size].view(parts, size)
-
-    def _choose(self, frames: Tensor) -> None:
-        """Make a row of `_minibatches` the next minibatch."""
-        if self._fixed_shapes:
-            self.rows.copy_(frames)
-            self.share.fill_(1 / self.ranks.size)
-            return
-        own = self.ranks.part(self.config.frames_per_batch)
-        self._positions = ((frames >= own.start) & (frames < own.stop)).nonzero().flatten()
-        self.rows = frames[self._positions] - own.start
-        self.share.fill_(len(self.rows) / len(frames))
-        if not len(self.rows):  # one that counts for nothing
-            self.rows = torch.zeros(1, dtype=torch.long)
-
-    def _take(self, frames: TensorDictBase) -> None:
-        if self.to_device is None:
-            self.frames = frames
-        elif self.frames is None:
-            self.frames = frames.clone()
-        else:
-            for key, value in frames.items():
-                self.frames[key].copy_(value)
-
     def _backward(self) -> Tensor:
-        """First half of an optimiser step, on `rows` of `frames`: what the ranks have to add up, as one vector."""
-        total, metrics = self.minibatch_loss(self._minibatch())
+        """First half of an optimiser step: what the ranks have to add up, as one vector."""
+        total, metrics = self.minibatch_loss(self.minibatches.current())
         self.optimizer.zero_grad(set_to_none=True)
-        (total * self.share).backward()
+        (total * self.minibatches.share).backward()
         return self._sums([self._numbers(total, metrics), *(p.grad for p in self.params if p.grad is not None)])
 
     def _backward_by_task(self) -> Tensor:
@@ -280,17 +245,18 @@ class PPO:
         copies = self.policy.torso.module.copies()
         # Where only the last step goes by task it is not worth compiling.
         loss = self.loss if self._learner.gradient_method == "none" else self.minibatch_loss
-        total, metrics = loss(self._minibatch(), copies)
+        total, metrics = loss(self.minibatches.current(), copies)
         self.optimizer.zero_grad(set_to_none=True)
-        (total * self.share).backward()
+        (total * self.minibatches.share).backward()
         gradients = [p.grad for p in (*copies, *self.params) if p.grad is not None]
         return self._sums_by_task([self._numbers(total, metrics), *gradients])
 
     def _numbers(self, total: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """What is added up besides gradients: loss and metrics by this rank's share, and sums per task, [5 + 2 K]."""
         means = torch.stack([total.detach(), *(metrics[name] for name in STEP_METRICS[:-1])])
-        counted = self.share.ceil()  # 0 where this rank has no frame of the minibatch
-        return torch.cat([means * self.share, metrics["task_loss_critic"] * counted, metrics["task_frames"] * counted])
+        share = self.minibatches.share
+        counted = share.ceil()  # 0 where this rank has no frame of the minibatch
+        return torch.cat([means * share, metrics["task_loss_critic"] * counted, metrics["task_frames"] * counted])
 
     def _descend(self) -> Tensor:
         """Second half: a step along the gradient, skipped where loss or gradient are not finite.
@@ -322,23 +288,6 @@ class PPO:
         self.skipped_in_a_row.add_(1).mul_(skipped)
         counts = torch.stack([skipped, self.skipped_in_a_row])
         return torch.cat([counts, means[1:], grad_norm[None], task_loss / task_frames])
-
-    def _minibatch(self) -> TensorDictBase:
-        assert self.frames is not None
-        return self.frames[self.rows]
-
-    def _last_minibatch(self) -> dict[str, Any]:
-        """The policy, and the frames of all ranks in the last minibatch."""
-        positions = self._positions
-        if self._fixed_shapes:
-            positions = self.ranks.rank * len(self.rows) + torch.arange(len(self.rows), device=self.device)
-        count = int(self.ranks.total(torch.tensor(len(positions), device=self.device)))
-        own, minibatch = self._minibatch(), {}
-        for key in LEARNING_KEYS:  # in the same order on all ranks
-            minibatch[key] = own[key].new_zeros(count, *own[key].shape[1:])
-            minibatch[key][positions] = own[key][: len(positions)]
-            self.ranks.add(minibatch[key])
-        return {"policy_state": self.policy.state_dict(), "minibatch": minibatch}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning continues from, except the policy; not a copy. On the first rank of all ranks."""
