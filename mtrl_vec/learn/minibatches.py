@@ -17,9 +17,9 @@ from mtrl_vec.ranks import Ranks
 class Minibatches:
     """The frames of a rollout, cut into minibatches in a new order for every epoch.
 
-    By default the frames of all ranks are put into one order, so that minibatches do not depend on the number of ranks.
-    With ``fixed_shapes``, which CUDA graphs need, every rank puts its own frames into the same order: each minibatch then
-    has equally many frames of every rank, and frames and rows stay in the same memory.
+    By default the frames of all ranks are put into one order, so that minibatches do not depend on the number of
+    ranks. With ``fixed_shapes``, which CUDA graphs need, every rank puts its own frames into the same order: each
+    minibatch then has equally many frames of every rank, and frames and rows stay in the same memory.
 
     Args:
         config: of the run.
