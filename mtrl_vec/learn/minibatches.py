@@ -67,14 +67,20 @@ class Minibatches:
     def choose(self, chosen: Tensor) -> None:
         """Make a row of `epoch` the next minibatch."""
         if self._fixed_shapes:
-            self.rows.copy_(chosen)
+            self.rows.copy_(chosen[self._by_task(chosen)])
             return
         own = self._ranks.part(self._config.frames_per_batch)
-        self._positions = ((chosen >= own.start) & (chosen < own.stop)).nonzero().flatten()
+        mine = ((chosen >= own.start) & (chosen < own.stop)).nonzero().flatten()
+        self._positions = mine[self._by_task(chosen[mine] - own.start)]
         self.rows = chosen[self._positions] - own.start
         self.share.fill_(len(self.rows) / len(chosen))
         if not len(self.rows):  # one that counts for nothing
             self.rows = torch.zeros(1, dtype=torch.long)
+
+    def _by_task(self, rows: Tensor) -> Tensor:
+        """An order of rows in which those of a task are next to each other: heads then need not bring them there."""
+        assert self.frames is not None
+        return torch.argsort(self.frames["task_idx"][rows], stable=True)
 
     def current(self) -> TensorDictBase:
         """This rank's frames of the next minibatch, [n]."""

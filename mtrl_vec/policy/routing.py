@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 MANY_TASKS = 8
 """From this number of tasks on, a GPU sorts rows by task instead of computing all heads for all rows."""
@@ -45,11 +47,15 @@ class TaskHeads(nn.Module):
 
     def split(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """Rows sorted by task, each head on its own; to learn the sizes one would have to wait for a GPU."""
-        order = torch.argsort(task_idx)
         counts = torch.bincount(task_idx, minlength=len(self.weight1)).tolist()
-        rows = features.index_select(0, order)
-        hidden = nn.functional.silu(split_linear(rows, self.weight1, self.bias1, counts))
-        return self._output(hidden, split_linear, counts).index_select(0, torch.argsort(order))
+        if bool((task_idx[1:] >= task_idx[:-1]).all()):  # as minibatches are
+            return self._of_sorted(features, counts)
+        order = torch.argsort(task_idx)
+        return self._of_sorted(features.index_select(0, order), counts).index_select(0, torch.argsort(order))
+
+    def _of_sorted(self, features: Tensor, counts: list[int]) -> Tensor:
+        hidden = nn.functional.silu(split_linear(features, self.weight1, self.bias1, counts))
+        return self._output(hidden, split_linear, counts)
 
     def gathered(self, features: Tensor, task_idx: Tensor) -> Tensor:
         """All heads on all rows, of which each row gathers its own."""
@@ -79,8 +85,40 @@ def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> 
 
     Shapes: [B, in], [K, in, out], [K, out] -> [B, out].
     """
-    products = zip(x.split(counts), weight, bias, strict=True)
-    return torch.cat([torch.addmm(b, rows, w) for rows, w, b in products])
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    return SplitLinear.apply(x, weight, bias, counts)  # type: ignore[no-untyped-call]
+
+
+class SplitLinear(torch.autograd.Function):
+    """`split_linear` with every product written to its place: autograd would keep, join and add up many small parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> Tensor:
+        """See `split_linear`."""
+        ctx.save_for_backward(x, weight)
+        ctx.counts = counts
+        out = x.new_empty(len(x), weight.shape[-1])
+        for rows, w, b, product in zip(x.split(counts), weight, bias, out.split(counts), strict=True):
+            torch.addmm(b, rows, w, out=product)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        """Gradients of everything but the counts."""
+        x, weight = ctx.saved_tensors
+        of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_weight, of_bias = torch.empty_like(weight), weight.new_empty(len(weight), weight.shape[-1])
+        of_rows = [None] * len(weight) if of_x is None else of_x.split(ctx.counts)
+        parts = zip(x.split(ctx.counts), weight, grad.split(ctx.counts), of_rows, of_weight, of_bias, strict=True)
+        for rows, w, of_product, of_row, of_w, of_b in parts:
+            if of_row is not None:
+                torch.mm(of_product, w.t(), out=of_row)
+            torch.mm(rows.t(), of_product, out=of_w)
+            torch.sum(of_product, 0, out=of_b)
+        return of_x, of_weight, of_bias, None
 
 
 def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -> Tensor:
