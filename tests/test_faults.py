@@ -57,15 +57,16 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     def collect_with_losses(task_probs):
         calls.append("collect")
         if calls.count("collect") == 2:
-            pool, step = run.rollouts._pool, run.rollouts._pool.step_and_maybe_reset
+            act = run.acting.forward
 
-            def step_once_more(td):
+            def act_once_more(td):
                 calls.append("step")
                 if calls.count("step") == 5:
                     kill_one()
-                return step(td)
+                    run.acting.forward = act
+                return act(td)
 
-            pool.step_and_maybe_reset = step_once_more
+            run.acting.forward = act_once_more
         rollout = collect(task_probs)
         if calls.count("collect") == 5:
             kill_one()
@@ -134,7 +135,10 @@ def test_a_worker_of_the_evaluation_is_replaced_as_well(tmp_path, monkeypatch, m
     assert "simulation worker 0" in events and "restart 1 of at most 3" in events
 
 
-@pytest.mark.parametrize("call", ["snapshot", "set_seed", "reset", "step_and_maybe_reset", "set_task_probs", "restore"])
+CALLS = ["snapshot", "set_seed", "reset", "step_and_maybe_reset", "set_task_probs", "restore", "collect"]
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_whatever_is_asked_of_a_pool_with_a_dead_worker_names_it(call) -> None:
     env = make_env(num_workers=2, envs_per_worker=3)
     try:
@@ -143,6 +147,7 @@ def test_whatever_is_asked_of_a_pool_with_a_dead_worker_names_it(call) -> None:
         victim = env.pids[0]
         os.kill(victim, signal.SIGKILL)
         arguments = {"set_seed": (1,), "step_and_maybe_reset": (td,), "set_task_probs": (None,), "restore": (snapshot,)}
+        arguments["collect"] = (lambda state: state, 4)
         with pytest.raises(WorkerDied, match=rf"worker 0 \(pid {victim}\) died with exit code -9"):
             getattr(env, call)(*arguments.get(call, ()))
     finally:

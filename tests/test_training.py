@@ -7,11 +7,12 @@ import csv
 import itertools
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 
 from helpers import make_policy, tiny_config
@@ -116,26 +117,38 @@ def test_default_workers_use_the_cores(cores, expected, monkeypatch) -> None:
     assert resolve(TrainConfig.of(num_envs=6, num_steps=32)).runtime.num_workers == min(expected, 6)
 
 
+def pool_rollouts(env, acting) -> Iterator[TensorDictBase]:
+    """As training collects them."""
+    env.reset()
+    while True:
+        yield env.collect(acting, 16)
+
+
+def collector_rollouts(env, acting) -> Iterator[TensorDictBase]:
+    """As anyone can, with TorchRL's collector; without idle rows, of which it checks that they do nothing."""
+    acting.rows = env.rows
+    live = torch.arange(12) if env.rows is None else env.rows
+    options = {"trust_policy": True, "use_buffers": False, "auto_register_policy_transforms": False}
+    for rollout in Collector(env, acting, frames_per_batch=12 * 16, track_traj_ids=False, **options):
+        everything = rollout.flatten(0, 1)
+        idle = everything[len(live) :]
+        assert not idle["action"].any() and not idle["next", "done"].any() and not idle["observation"].any()
+        yield everything[live]
+
+
+@pytest.mark.parametrize("rollouts", [pool_rollouts, collector_rollouts])
 @pytest.mark.parametrize("num_envs", [12, 11], ids=["even", "with an idle row"])
-def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs) -> None:
-    """The collector, workers and shared buffers against `SimBatch`: root, next, and the log-probabilities."""
+def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs, rollouts) -> None:
+    """Workers and shared memory against `SimBatch`: root, next, and the log-probabilities."""
     torch.manual_seed(0)
     policy = make_policy(tiny_config())
     options = {"seed": 3, "max_episode_steps": 20, "random_phase": True}
     env = make_env(num_workers=2, num_envs=num_envs, **options)
-    acting = ActingPolicy(policy, tiny_config(), Timer())
-    acting.rows = env.rows
-    live = torch.arange(12) if env.rows is None else env.rows
-    assert live.tolist() == list(range(num_envs))
-    options_of_training = {"trust_policy": True, "use_buffers": False, "auto_register_policy_transforms": False}
-    collector = Collector(env, acting, frames_per_batch=12 * 16, track_traj_ids=False, **options_of_training)
     sim = SimBatch(MT3, np.arange(num_envs) % 3, **options)
     observation, truncations = sim.reset(), 0
     try:
-        for _, rollout in zip(range(3), collector, strict=False):
-            everything = rollout.flatten(0, 1)
-            td, idle = everything[live], everything[num_envs:]
-            assert not idle["action"].any() and not idle["next", "done"].any() and not idle["observation"].any()
+        for _, td in zip(range(3), rollouts(env, ActingPolicy(policy, tiny_config(), Timer())), strict=False):
+            assert td.shape == (num_envs, 16)
             torch.testing.assert_close(
                 policy.actor.get_dist(td).log_prob(td["action"]), td["action_log_prob"], rtol=1e-5, atol=1e-5
             )
@@ -143,14 +156,22 @@ def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs) ->
                 root, nxt = td[:, t], td[:, t]["next"]
                 np.testing.assert_array_equal(root["observation"], observation.astype(np.float32))
                 np.testing.assert_array_equal(root["task_idx"], sim.task_idx)
+                np.testing.assert_array_equal(root["task_one_hot"], np.eye(3)[sim.task_idx])
                 step = sim.step(root["action"].numpy())
                 np.testing.assert_array_equal(nxt["observation"], step.observation.astype(np.float32))
                 np.testing.assert_array_equal(nxt["reward"].squeeze(-1), step.reward.astype(np.float32))
-                np.testing.assert_array_equal(nxt["truncated"].squeeze(-1), step.truncated)
+                for name, expected in {
+                    "truncated": step.truncated,
+                    "done": step.truncated,
+                    "success": step.success,
+                    "unstable": step.unstable,
+                    "terminated": np.zeros(num_envs, dtype=bool),
+                }.items():
+                    np.testing.assert_array_equal(nxt[name].squeeze(-1), expected, err_msg=name)
                 observation = sim.reset(step.truncated)
                 truncations += int(step.truncated.sum())
     finally:
-        collector.shutdown()
+        env.close()
     assert truncations > 12
 
 

@@ -15,6 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
+from mtrl_vec.envs.rollout import RolloutWriter
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.layout import ACTION_SIZE, OBSERVATION_SIZE
 from mtrl_vec.tasks.suite import resolve_tasks
@@ -65,6 +66,7 @@ class MetaWorldEnv(EnvBase):
         self.num_tasks = k = len(resolved)
         first_slot = sim_options.get("first_slot", 0)
         self.sim = SimBatch(resolved, (first_slot + np.arange(num_envs)) % k, **sim_options)
+        self.rollouts = RolloutWriter(self.sim)
         self._idle = num_rows - num_envs
         self._restored = False
         batch = self.batch_size

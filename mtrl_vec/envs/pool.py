@@ -9,26 +9,30 @@ import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
+from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.timing import Timer
 
 
 class SimulatorPool(ParallelEnv):
-    """`ParallelEnv` whose parent sleeps, instead of spinning on a core, while the workers simulate.
+    """`ParallelEnv` that collects rollouts without copies, and whose parent sleeps while the workers simulate.
 
-    TorchRL's parent polls the workers' shared done flags without a pause and so takes a core from them. Even a
-    look every 50 us costs a fifth of their speed where they want every core. But a step takes about as long as the one
-    before: so sleep for most of that, and poll only towards the end.
+    `collect` is what training uses: workers write to shared memory, and the parent sleeps until their answers come.
+
+    In the steps of TorchRL's interface the parent polls the workers' shared done flags without a pause and so takes a
+    core from them. Even a look every 50 us costs a fifth of their speed where they want every core. But a step takes
+    about as long as the one before: so sleep for most of that, and poll only towards the end.
 
     Where ``B`` is not a multiple of ``W``, the first workers hold one environment more than the others, whose last row
     is then idle: an observation of zeros of the first task, never done. `rows` tells the environments from idle rows.
@@ -45,6 +49,9 @@ class SimulatorPool(ParallelEnv):
     timer: Timer | None = None
     """Counts the section ``simulate``, if there is one."""
     _shortest_wait = 0.0
+    _rollouts: Sequence[SharedRollout] = ()
+    _messages: Sequence[bytes] = ()  # to a worker, one for each step
+    _collected = 0
     _processes: Sequence[psutil.Process] = ()
 
     def __init__(self, create_env: Callable[..., EnvBase], env_kwargs: Sequence[dict[str, Any]]) -> None:
@@ -73,6 +80,7 @@ class SimulatorPool(ParallelEnv):
         return [] if self.is_closed else [process.pid for process in self._workers]
 
     def _start_workers(self) -> None:
+        self._messages = ()  # new workers know of no rollouts
         # It would take threads from the learner for good, or give the parent more than it has just now.
         self.num_threads = torch.get_num_threads()
         if START_METHOD == "forkserver":
@@ -100,9 +108,51 @@ class SimulatorPool(ParallelEnv):
         if dead is not None:
             raise WorkerDied(f"simulation worker {dead} died with exit code {workers[dead].exitcode} while it started")
 
+    def collect(self, policy: Callable[[TensorDictBase], TensorDictBase], num_steps: int) -> TensorDict:
+        """Step all environments with a policy, new episodes included: a rollout [B, T] without idle rows.
+
+        It continues from the last reset, `restore`, or rollout. Its memory is used again by the rollout after the next.
+
+        Args:
+            policy: adds ``action`` and whatever else is to be kept to a TensorDict [B] with ``observation``,
+                ``task_one_hot`` and ``task_idx``, which it must not change.
+            num_steps: ``T``.
+
+        Raises:
+            InputError: there is not enough shared memory.
+            WorkerDied: a worker exited on its own.
+        """
+        if self.is_closed:
+            self.reset()
+        with self._naming_the_dead():
+            if len(self._messages) != num_steps:
+                self._share_rollouts(num_steps)
+            rollout = self._rollouts[self._collected % 2]
+            self._ask(("rollouts", "begin"), [(self._collected % 2,)] * self.num_workers)
+            channels = self.parent_channels
+            for t, message in enumerate(self._messages):
+                rollout.keep(t, policy(rollout.states[t]))
+                with self.timer("simulate") if self.timer else contextlib.nullcontext():
+                    for channel in channels:
+                        channel.send_bytes(message)
+                    for channel in channels:
+                        channel.recv_bytes()
+            self._collected += 1
+            return rollout.result()
+
+    def _share_rollouts(self, num_steps: int) -> None:
+        num_envs, num_tasks = sum(self.envs_per_worker), self.observation_spec["task_one_hot"].shape[-1]
+        self._rollouts = [SharedRollout(num_envs, num_steps, num_tasks) for _ in range(2)]
+        ends = np.cumsum(self.envs_per_worker).tolist()
+        for channel, start, end in zip(self.parent_channels, [0, *ends], ends, strict=False):
+            channel.send((("rollouts", "attach"), (([r.part(start, end) for r in self._rollouts],), {})))
+            channel.recv()  # one after the other: each tensor on its way takes a file descriptor
+        calls = [(("rollouts", "advance"), ((t,), {})) for t in range(num_steps)]
+        self._messages = [bytes(ForkingPickler.dumps(call)) for call in calls]
+
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
-        with self.timer("simulate") if self.timer else contextlib.nullcontext(), self._naming_the_dead():
+        with self.timer("simulate") if self.timer else contextlib.nullcontext(), self._naming_the_dead(False):
             return super().step_and_maybe_reset(tensordict)
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
@@ -111,7 +161,7 @@ class SimulatorPool(ParallelEnv):
             return super().set_seed(seed, static_seed=static_seed)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        with self._naming_the_dead():
+        with self._naming_the_dead(look_first=False):  # which costs 11 us a worker
             return super()._step(tensordict)
 
     def _reset(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
@@ -159,17 +209,20 @@ class SimulatorPool(ParallelEnv):
         split = {name: np.split(array, ends) for name, array in snapshot.items()}
         self._ask("restore", [({name: parts[w] for name, parts in split.items()},) for w in range(self.num_workers)])
 
-    def _ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every worker's environment. (TorchRL's own state dictionaries leave done flags set.)"""
+    def _ask(self, method: str | tuple[str, ...], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every worker's environment, or of an attribute of it.
+
+        TorchRL's own state dictionaries leave done flags set.
+        """
         with self._naming_the_dead():
             for channel, args in zip(self.parent_channels, arguments, strict=True):
                 channel.send((method, (args, {})))
             return [channel.recv()[1] for channel in self.parent_channels]
 
     @contextlib.contextmanager
-    def _naming_the_dead(self) -> Iterator[None]:
+    def _naming_the_dead(self, look_first: bool = True) -> Iterator[None]:
         started = not self.is_closed  # else TorchRL is about to start them
-        if started:
+        if started and look_first:
             self._check_alive(range(self.num_workers))
         try:
             yield

@@ -1,6 +1,6 @@
-"""Where rollouts come from: the simulators of a run and TorchRL's collector; and what happens when simulators die.
+"""Where rollouts come from: the simulators of a run, and what happens when they die.
 
-Shapes: ``W`` workers, ``E`` rows per worker, ``B`` environments of this rank, ``T`` steps, ``K`` tasks.
+Shapes: ``B`` environments of this rank, ``T`` steps, ``K`` tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
-from torchrl.collectors import Collector
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import SimulatorPool, make_env
@@ -37,8 +36,9 @@ def single_threaded() -> Iterator[None]:
 class Rollouts:
     """Rollouts of all environments of this rank, one after the other.
 
-    Simulators start with the first rollout. If one dies, all simulators and the noise of the actions are
-    restored to the end of the last rollout, so that results are unaffected.
+    Simulators start with the first rollout. If one dies, all simulators and the noise of the actions are restored to
+    the end of the last rollout, so that results are unaffected. The memory of a rollout is used again by the one after
+    the next.
 
     Args:
         config: of the run.
@@ -54,7 +54,6 @@ class Rollouts:
         self._config, self._acting, self._recovery, self._timer = config, acting, recovery, timer
         self._ranks = ranks
         self._pool: SimulatorPool | None = None
-        self._batches: Iterator[TensorDictBase] = iter(())
         self._task_probs: NDArray[np.float64] | None = None
         self._simulators: dict[str, NDArray] | None = None  # after the last rollout; None before the first
 
@@ -87,15 +86,15 @@ class Rollouts:
         assert self._pool is not None
         self._set_task_probs(task_probs)
         with self._timer("collect"), single_threaded():
-            rollout = next(self._batches).flatten(0, 1)  # [W, E, T] -> [W * E, T]
+            rollout = self._pool.collect(self._acting, self._config.learner.num_steps)
         with self._timer("checkpoint"):
             simulators = self._pool.snapshot()
-        return rollout if self._pool.rows is None else rollout[self._pool.rows], simulators
+        return rollout, simulators
 
     def _start(self, task_probs: NDArray[np.float64] | None) -> None:
         """Start the simulators, in place of those that run: from the end of the last rollout."""
         self.close()
-        env, learner = self._config.environment, self._config.learner
+        env = self._config.environment
         own = self._ranks.part(self._config.num_envs)
         pool = self._pool = make_env(
             env.tasks,
@@ -108,22 +107,12 @@ class Rollouts:
             random_phase=env.random_phase,
             fresh_starts=env.fresh_starts,
         )
-        pool.timer, self._acting.rows = self._timer, pool.rows
+        pool.timer = self._timer
         self._task_probs = None
         self._set_task_probs(task_probs)
         if self._simulators is not None:
             pool.restore(self._simulators)
-        self._batches = iter(
-            Collector(  # resets the environment; a restored one answers with its last observations
-                pool,
-                self._acting,
-                frames_per_batch=pool.numel() * learner.num_steps,
-                trust_policy=True,
-                track_traj_ids=False,  # the done flags tell enough, and this is cheaper
-                use_buffers=False,
-                auto_register_policy_transforms=False,
-            )
-        )
+        pool.reset()  # one that was restored goes on where it was
 
     def _set_task_probs(self, task_probs: NDArray[np.float64] | None) -> None:
         now = self._task_probs
