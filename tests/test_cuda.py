@@ -23,11 +23,15 @@ from runs import resume, train_until_interrupted
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
+COMPILES = pytest.mark.compiles
+"""Takes a minute or more where it is done for a GPU."""
+
 WAYS = [
     pytest.param({"compile": "off", "cuda_graphs": True}, id="graphed"),
-    pytest.param({"compile": "on", "cuda_graphs": False}, id="compiled"),
-    pytest.param({"compile": "on", "cuda_graphs": True}, id="compiled and graphed"),
+    pytest.param({"compile": "on", "cuda_graphs": False}, id="compiled", marks=COMPILES),
+    pytest.param({"compile": "on", "cuda_graphs": True}, id="compiled and graphed", marks=COMPILES),
 ]
+OFF_AND_ON = ["off", pytest.param("on", marks=COMPILES)]
 
 PRESET = {"device": "cuda", "precision": "bf16", "compile": "on", "cuda_graphs": True}
 """How the preset for a GPU runs."""
@@ -110,7 +114,7 @@ def test_bf16_keeps_weights_in_fp32_and_stays_close() -> None:
     assert got[0]["approx_kl"] == pytest.approx(expected[0]["approx_kl"], rel=0.2, abs=1e-4)
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("compile", OFF_AND_ON)
 def test_actions_on_the_gpu_have_the_distribution_of_the_actor(compile) -> None:
     config = tiny_config(device="cuda", precision="fp32", compile=compile, init_std=0.5)
     torch.manual_seed(0)
@@ -122,6 +126,21 @@ def test_actions_on_the_gpu_have_the_distribution_of_the_actor(compile) -> None:
         z = (acting(state)["action"] - loc) / scale
     assert z.device.type == "cpu"
     assert abs(float(z.mean())) < 0.02 and abs(float(z.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_graphed_actions_equal_eager_ones_and_follow_the_weights(mean) -> None:
+    graphed, eager = (tiny_config(device="cuda", precision="bf16", cuda_graphs=graphs) for graphs in (True, False))
+    policy = make_policy(graphed).cuda()
+    ours, theirs = (ActingPolicy(policy, config, Timer(), mean=mean) for config in (graphed, eager))
+    for i in range(5):  # two of them before the capture
+        state = make_batch(policy, 2, 3)
+        torch.testing.assert_close(ours(state.clone())["action"], theirs(state.clone())["action"], rtol=0, atol=1e-6)
+        if i >= 2:
+            assert ours._on_buffers.graph is not None
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1.1)
 
 
 def test_idle_rows_are_left_out_on_the_gpu_too() -> None:
@@ -163,6 +182,7 @@ def test_copies_lie_in_the_same_place_and_hold_what_came_last() -> None:
     assert len(places) == 1
 
 
+@COMPILES
 def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
     torch.manual_seed(0)
     heads = TaskHeads(50, 64, 32, 4, 1.0).cuda()
@@ -177,6 +197,7 @@ def test_heads_of_many_tasks_under_bf16_equal_a_loop() -> None:
             torch.testing.assert_close(a, b, rtol=0.1, atol=0.3)
 
 
+@COMPILES
 @pytest.mark.parametrize("overlap", [False, True])
 def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, overlap) -> None:
     """Without overlap the policy that is about to learn is the one that acted, and with overlap one update ahead."""
@@ -199,6 +220,7 @@ def test_training_goes_through_capture_and_keeps_the_ratios_right(tmp_path, over
     assert not overlap or all(difference > 1e-3 for difference in differences[1:])
 
 
+@COMPILES
 def test_an_update_step_is_launched_in_single_digits(tmp_path) -> None:
     steps = {"num_epochs": 6, "num_minibatches": 6}
     config = tiny_config(run_dir=tmp_path / "run", total_frames=192 * 10, **steps, **PRESET)
@@ -250,7 +272,7 @@ def test_a_run_is_resumed_on_the_gpu(tmp_path, device) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("compile", OFF_AND_ON)
 @pytest.mark.parametrize("changes", [{"gradient_method": "pcgrad"}, {"gradient_method": "cagrad"}, {"popart": True}])
 def test_combined_and_normalised_steps_are_captured_and_equal_eager_ones(changes, compile) -> None:
     eager, expected = learn(tiny_config(device="cuda", precision="fp32", compile="off", cuda_graphs=False, **changes))

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from helpers import loop_over_rows, make_batch, make_policy, tiny_config
 from mtrl_vec.policy.features import relative_features
+from mtrl_vec.policy.modules import AlignedLinear
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.layout import layout_of
@@ -18,13 +19,16 @@ from mtrl_vec.tasks.suite import MT3, MT10, resolve_tasks
 
 @pytest.mark.parametrize("way", ["split", "gathered", "grouped", "forward"])
 @pytest.mark.parametrize("num_tasks", [1, 3, 50])  # of fifty some have no row
-def test_routing_equals_a_loop_over_rows_in_outputs_and_gradients(num_tasks: int, way: str) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+def test_routing_equals_a_loop_over_rows_in_outputs_and_gradients(in_order: bool, num_tasks: int, way: str) -> None:
     torch.manual_seed(0)
     heads = TaskHeads(num_tasks, 16, 8, 4, 1.0)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(40, 16, requires_grad=True)
     task_idx = torch.randint(num_tasks, (40,))
+    if in_order:
+        task_idx = task_idx.sort().values
     weight = torch.randn(40, 4)
     variables = [x, *heads.parameters()]
     routed, looped = getattr(heads, way)(x, task_idx), loop_over_rows(heads, x, task_idx)
@@ -44,6 +48,16 @@ def test_under_autocast_the_last_layer_stays_in_full_precision(way: str) -> None
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         routed = getattr(heads, way)(torch.randn(40, 16), torch.arange(40) % 3)
     torch.testing.assert_close(routed, torch.full((40, 1), 10.03))
+
+
+def test_padded_inputs_change_nothing() -> None:
+    layer = AlignedLinear(51, 16)
+    x = torch.randn(5, 51, requires_grad=True)
+    torch.testing.assert_close(layer.padded(x), layer(x))
+    ours, theirs = (
+        torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (layer.padded(x), layer(x))
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_relative_features_of_simulated_steps() -> None:

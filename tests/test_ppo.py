@@ -187,9 +187,18 @@ def test_the_update_uses_every_frame_once_per_epoch() -> None:
     ppo.add_advantages(td)
     seen: list[torch.Tensor] = []
     original = ppo.minibatches.current
-    ppo.minibatches.current = lambda: (seen.append(original()["action"][:, 0]), original())[1]
+    tasks: list[torch.Tensor] = []
+
+    def minibatch_and_note():
+        minibatch = original()
+        seen.append(minibatch["action"][:, 0])
+        tasks.append(minibatch["task_idx"])
+        return minibatch
+
+    ppo.minibatches.current = minibatch_and_note
     ppo.update(td)
     assert [len(s) for s in seen] == [48] * 12
+    assert all((rows.diff() >= 0).all() and rows.unique().numel() == 3 for rows in tasks)  # as heads want them
     everything = td["action"][..., 0].flatten().sort().values
     for epoch in range(3):
         assert torch.equal(torch.cat(seen[4 * epoch : 4 * epoch + 4]).sort().values, everything)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.modules import IndependentNormal
 
 from mtrl_vec.config import TrainConfig
-from mtrl_vec.learn.device import autocast
+from mtrl_vec.learn.device import GraphedCall, autocast, on_stream
 from mtrl_vec.learn.exploration import ActionNoise
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ranks import ALONE, Ranks
@@ -24,8 +24,9 @@ class ActingPolicy(TensorDictModuleBase):
     """Adds an ``action`` to what the simulators observe, and on the CPU its ``action_log_prob``.
 
     To a GPU observations and one-hots travel in one copy, and the actions come back in another, through pinned memory;
-    everything in between is queued, so that the one wait per step is for the actions. There, log-probabilities are
-    computed with the update, see `mtrl_vec.learn.advantages`.
+    everything in between is queued, on a stream of its own that goes before the learner's, so that the one wait per
+    step is for the actions. With ``cuda_graphs`` the network is launched as one graph. Log-probabilities are computed
+    with the update there, see `mtrl_vec.learn.advantages`.
 
     Args:
         policy: on its device.
@@ -71,7 +72,10 @@ class ActingPolicy(TensorDictModuleBase):
         self._distribution = self._policies[1].distribution
         if on_gpu and config.runtime.compile == "on":
             self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
-        self._pinned: tuple[Tensor, Tensor] | None = None
+        self._graphs = on_gpu and config.runtime.cuda_graphs
+        self._stream = torch.cuda.Stream(priority=-1) if on_gpu else None
+        self._in_place: _InPlace | None = None
+        self._on_buffers: Callable[[], Tensor] = self._network
 
     @property
     def previous(self) -> SharedPolicy:
@@ -132,21 +136,49 @@ class ActingPolicy(TensorDictModuleBase):
         return loc + scale * self.noise(task_idx), loc, scale  # torch.normal would wait for the device
 
     def _act_on_gpu(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
-        shape, size = observation.shape[:-1], observation.shape[-1]
-        rows, width = observation.numel() // size, size + task_one_hot.shape[-1]
-        if self._pinned is None or len(self._pinned[0]) != rows:
-            self._pinned = (
-                torch.empty(rows, width, pin_memory=True),
-                torch.empty(rows, self._policies[0].action_size, pin_memory=True),
-            )
-        inputs, outputs = self._pinned
-        with self._timer("transfer"):
-            torch.cat([observation, task_one_hot], dim=-1, out=inputs.view(*shape, width))
-            on_device = inputs.to(self.device, non_blocking=True)
-        with self._timer("infer"):
-            one_hot = on_device[:, size:]
-            action, _, _ = self._act(on_device[:, :size], one_hot, one_hot.argmax(-1))
-        with self._timer("transfer"):
-            outputs.copy_(action, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-        return outputs.view(*shape, -1).clone()
+        shape = observation.shape[:-1]
+        if self._in_place is None or len(self._in_place.noise) != shape.numel():
+            widths = observation.shape[-1], task_one_hot.shape[-1], self._policies[0].action_size
+            self._in_place = _InPlace(shape.numel(), *widths, self.device)
+            self._on_buffers = GraphedCall(self._network, warmup=2) if self._graphs else self._network
+        buffers = self._in_place
+        with on_stream(self._stream):
+            with self._timer("transfer"):
+                torch.cat([observation, task_one_hot], dim=-1, out=buffers.sent.view(*shape, -1))
+                buffers.inputs.copy_(buffers.sent, non_blocking=True)
+            with self._timer("infer"):
+                if not self._mean:  # outside of the graph: its generator and its last values belong to checkpoints
+                    buffers.noise.copy_(self.noise(buffers.task_idx()))
+                action = self._on_buffers()
+            with self._timer("transfer"):
+                buffers.received.copy_(action, non_blocking=True)
+                torch.cuda.current_stream().synchronize()
+        return buffers.received.view(*shape, -1).clone()
+
+    def _network(self) -> Tensor:
+        """Actions [N, A] for what is in the buffers."""
+        assert self._in_place is not None
+        with autocast(self.device, self._precision):
+            loc, scale = self._distribution(*self._in_place.split(), self._in_place.task_idx())
+        return loc if self._mean else loc + scale * self._in_place.noise
+
+
+class _InPlace:
+    """Memory that stays in its place, for ``N`` rows: pinned for what travels, on the GPU for what is computed with."""
+
+    def __init__(
+        self, rows: int, observation_size: int, num_tasks: int, action_size: int, device: torch.device
+    ) -> None:
+        self._size = observation_size
+        self.sent = torch.empty(rows, observation_size + num_tasks, pin_memory=True)
+        self.received = torch.empty(rows, action_size, pin_memory=True)
+        self.inputs = torch.empty(rows, observation_size + num_tasks, device=device)
+        self.noise = torch.empty(rows, action_size, device=device)
+
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Observations and one-hots."""
+        return self.inputs[:, : self._size], self.inputs[:, self._size :]
+
+    def task_idx(self) -> Tensor:
+        """[N]"""
+        return self.inputs[:, self._size :].argmax(-1)

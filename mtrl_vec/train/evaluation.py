@@ -71,7 +71,8 @@ class Evaluation:
         self, config: TrainConfig, folder: Path, policy: SharedPolicy, recovery: Recovery, ranks: Ranks = ALONE
     ) -> None:
         self._config, self._folder, self._recovery, self._ranks = config, folder, recovery, ranks
-        self._acting = ActingPolicy(policy, config, Timer(), mean=True)
+        # Not compiled: that would take longer, for another number of rows, than all evaluations of a run.
+        self._acting = ActingPolicy(policy, config.replace(compile="off"), Timer(), mean=True)
         self._pool: SimulatorPool | None = None
         self.best_success = -1.0
         self.notify: Callable[[str], None] = lambda message: None
