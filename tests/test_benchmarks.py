@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from pathlib import Path
 
+import gpu
 import learner
 import pytest
 import ranks
 import routing
+import scaling
 import torch
 
 from mtrl_vec.config import TrainConfig
@@ -52,6 +56,35 @@ def test_weak_scaling_by_hand(monkeypatch) -> None:
     assert list(found) == [2, 8, 64]
 
 
+def test_steps_for_a_gpu_fail_alone_and_end_in_time(tmp_path, monkeypatch, capsys) -> None:
+    """And find what is in wheels."""
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "answer-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("answer.py", "value = 42")
+    steps = {
+        "broken": gpu.Step(("-c", "raise SystemExit('it is broken')"), 60, "nothing"),
+        "endless": gpu.Step(("-c", "import time; print('it began', flush=True); time.sleep(60)"), 5, "nothing"),
+        "fine": gpu.Step(("-c", "import answer, mtrl_vec; print(answer.value)"), 60, "the answer"),
+        "impossible": gpu.Step(("-c", ""), 60, "nothing", needs="no_such_package"),
+    }
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    out, wheels = tmp_path / "out", str(tmp_path / "wheels")
+    assert gpu.main(["--steps", *steps, "--out", str(out), "--wheels", wheels]) == 1
+    rows = [line.split(" | ") for line in capsys.readouterr().out.split("|---|\n")[1].splitlines()]
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        ("| broken", "exit 1", "it is broken |"),
+        ("| endless", "over 5 s", "it began |"),
+        ("| fine", "done", "42 |"),
+        ("| impossible", "left out: no no_such_package", " |"),
+    ]
+    with tarfile.open(out / "results.tar.gz") as archive:
+        assert sorted(archive.getnames()) == ["broken.log", "endless.log", "fine.log", "steps.json"]
+    assert gpu.main(["--steps", "fine", "--out", str(out), "--wheels", wheels]) == 0
+    with pytest.raises(SystemExit):
+        gpu.main(["--steps", "fien"])
+    assert "there is no step 'fien'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,3 +97,26 @@ def test_weak_scaling_by_hand(monkeypatch) -> None:
 def test_bad_input(changes, message) -> None:
     with pytest.raises(InputError, match=message):
         learner.measure(learner.Args(**changes, device="cpu"))
+
+
+def test_the_model_of_scaling_by_hand() -> None:
+    """360 environments, 32 steps and 6 epochs on 4 cores with 3 workers; learning is half serial."""
+    parts = scaling.Parts(
+        simulate=1e-4, infer=5e-6, snapshot=1e-5, advantages=1e-6, one_thread=30e3, two_threads=40e3,
+        parent=(1e-4, 1e-5), sum=1e-3,
+    )  # fmt: skip
+    config = TrainConfig()
+    collect = 32 * (1e-4 * 120 + 1e-4 + 3e-5 + 5e-6 * 360) + 1e-5 * 360
+    learn = 11520 * (1e-6 + 6 / (30e3 / (0.5 + 0.5 / 4)))
+    assert scaling.predict(parts, config, cores=4) == scaling.Prediction(
+        pytest.approx(11520 / (collect + learn)), "updates"
+    )
+    # Two ranks of two cores and two workers, with 36 sums; and a GPU, which takes over acting and learning.
+    collect = 32 * (1e-4 * 180 + 1e-4 + 2e-5 + 5e-6 * 360) + 1e-5 * 360
+    both = scaling.predict(parts, config, cores=4, ranks=2)
+    assert both.speed == pytest.approx(2 * 11520 / (collect + 11520 * (1e-6 + 6 / 40e3) + 0.036))
+    collect = 32 * (1e-4 * 120 + 1e-4 + 3e-5 + 3e-4) + 1e-5 * 360
+    on_gpu = scaling.predict(parts, config, cores=4, gpu=scaling.Gpu())
+    assert (
+        on_gpu.speed == pytest.approx(11520 / (collect + 11520 * (0.2e-6 + 6 / 20e6))) and on_gpu.bound == "simulation"
+    )
