@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
-.PHONY: help install train eval has-run profile test test-slow check bench clean
+.PHONY: help install train eval has-run profile test test-slow check bench dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -50,8 +50,14 @@ check: $(STAMP)  ## formatting, lint, imports and types
 bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
 	$(BIN)/python benchmarks/steps_per_sec.py $(ARGS)
 
+dist: $(VENV)/.release  ## build wheel and source archive in dist/, check them, and try the wheel in an empty environment
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	.ci/try-wheel $(PYTHON)
+
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # pip is the last thing that venv puts there: without it, an earlier attempt was interrupted.
 $(BIN)/pip:
@@ -66,6 +72,10 @@ $(BIN)/pip:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.release: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
 	@touch $@
 
 $(VENV)/.bench: $(STAMP)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mtrl_vec.tasks.suite import register_task
     from mtrl_vec.train import Trainer
 
+__version__ = "0.2.0"
+
 __all__ = ["TrainConfig", "Trainer", "load_policy", "make_env", "register_task"]
 
 _MODULES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mtrl_vec
 from mtrl_vec.train.metrics import COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,14 @@ def test_the_table_of_columns_is_the_codes() -> None:
     table = text.split("he columns of `metrics.csv`")[1]
     rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", table.split("\n## ")[0], re.MULTILINE)
     assert dict(rows) == COLUMNS and len(rows) == len(COLUMNS)
+
+
+def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {mtrl_vec.__version__}\n" in citation and "\nlicense: MIT\n" in citation
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n")
+    assert 'license = "MIT"' in (ROOT / "pyproject.toml").read_text()
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_links_exist() -> None:
