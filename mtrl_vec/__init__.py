@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mtrl_vec.registration import register_envs
+
 if TYPE_CHECKING:
     from mtrl_vec.config import TrainConfig
     from mtrl_vec.envs import make_env
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = ["TrainConfig", "Trainer", "load_policy", "make_env", "register_task"]
+
+register_envs()
 
 _MODULES = {
     "TrainConfig": "config",

@@ -25,6 +25,14 @@ from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.timing import Timer
 
 
+def _message(method: str, *arguments: object) -> bytes:
+    """Asks a worker's `mtrl_vec.envs.rollout.RolloutWriter` to do something, in the way of TorchRL's workers."""
+    return bytes(ForkingPickler.dumps((("rollouts", method), (arguments, {}))))
+
+
+_STEP = _message("step")
+
+
 class SimulatorPool(ParallelEnv):
     """`ParallelEnv` that collects rollouts without copies, and whose parent sleeps while the workers simulate.
 
@@ -129,16 +137,46 @@ class SimulatorPool(ParallelEnv):
                 self._share_rollouts(num_steps)
             rollout = self._rollouts[self._collected % 2]
             self._ask(("rollouts", "begin"), [(self._collected % 2,)] * self.num_workers)
-            channels = self.parent_channels
             for t, message in enumerate(self._messages):
                 rollout.keep(t, policy(rollout.states[t]))
-                with self.timer("simulate") if self.timer else contextlib.nullcontext():
-                    for channel in channels:
-                        channel.send_bytes(message)
-                    for channel in channels:
-                        channel.recv_bytes()
+                self._tell_all(message)
             self._collected += 1
             return rollout.result()
+
+    def look(self) -> TensorDict:
+        """Where all environments are: a TensorDict [B] of what a policy reads, valid until the next step.
+
+        Raises:
+            WorkerDied: a worker exited on its own.
+        """
+        with self._naming_the_dead():
+            if len(self._messages) != 1:
+                self._share_rollouts(1)
+            self._ask(("rollouts", "begin"), [(0,)] * self.num_workers)
+            return self._rollouts[0].result()[:, 0]
+
+    def step_in_place(self, action: torch.Tensor) -> TensorDict:
+        """Take one step after a `look`, with actions [B, 4]; new episodes begin where one is over.
+
+        Returns:
+            [B] where the environments are then, and as ``next`` what the step brought; valid until the next one.
+
+        Raises:
+            WorkerDied: a worker exited on its own.
+        """
+        with self._naming_the_dead(look_first=False):
+            result = self._rollouts[0].result()[:, 0]
+            result["action"].copy_(action)
+            self._tell_all(_STEP)
+            return result
+
+    def _tell_all(self, message: bytes) -> None:
+        """Have all workers do something at the same time."""
+        with self.timer("simulate") if self.timer else contextlib.nullcontext():
+            for channel in self.parent_channels:
+                channel.send_bytes(message)
+            for channel in self.parent_channels:
+                channel.recv_bytes()
 
     def _share_rollouts(self, num_steps: int) -> None:
         num_envs, num_tasks = sum(self.envs_per_worker), self.observation_spec["task_one_hot"].shape[-1]
@@ -147,8 +185,7 @@ class SimulatorPool(ParallelEnv):
         for channel, start, end in zip(self.parent_channels, [0, *ends], ends, strict=False):
             channel.send((("rollouts", "attach"), (([r.part(start, end) for r in self._rollouts],), {})))
             channel.recv()  # one after the other: each tensor on its way takes a file descriptor
-        calls = [(("rollouts", "advance"), ((t,), {})) for t in range(num_steps)]
-        self._messages = [bytes(ForkingPickler.dumps(call)) for call in calls]
+        self._messages = [_message("advance", t) for t in range(num_steps)]
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""

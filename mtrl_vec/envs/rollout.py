@@ -122,6 +122,11 @@ class RolloutWriter:
         if t + 1 < into["action"].shape[1]:
             self._write_start(t + 1)
 
+    def step(self) -> None:
+        """The same for a rollout of one step that is used over and over: its start is overwritten in the end."""
+        self.advance(0)
+        self._write_start(0)
+
     def _write_start(self, t: int) -> None:
         self._into["observation"][:, t] = self._sim.observation
         self._into["task_idx"][:, t] = self._sim.task_idx
