@@ -12,6 +12,7 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from mtrl_vec.envs import MetaWorldEnv, make_env
+from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.errors import InputError, WorkerDied
 
 
@@ -159,6 +160,19 @@ def test_environments_that_neither_tasks_nor_workers_divide(workers, shape, rows
     finally:
         env.close()
         other.close()
+
+
+def test_too_little_shared_memory_is_said_in_one_line(monkeypatch) -> None:
+    """What torch raises where /dev/shm is full, which cannot be had here."""
+
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(
+        InputError, match=r"^no shared memory for a rollout of 360 environments and 32 steps: it takes 4 MB"
+    ):
+        SharedRollout(360, 32, 3)
 
 
 @pytest.mark.parametrize("call", ["step_and_maybe_reset", "step", "reset"])

@@ -115,6 +115,8 @@ def test_gymnasiums_statistics_count_whole_episodes() -> None:
 def test_seeds_and_masks_of_resets() -> None:
     env = make(5)
     try:
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step(np.zeros((5, 4)))
         first, _ = env.reset(seed=4)
         other, _ = env.reset()
         assert not np.array_equal(first, other)

@@ -60,6 +60,7 @@ class SimulatorPool(ParallelEnv):
     _rollouts: Sequence[SharedRollout] = ()
     _messages: Sequence[bytes] = ()  # to a worker, one for each step
     _collected = 0
+    _now: TensorDict
     _processes: Sequence[psutil.Process] = ()
 
     def __init__(self, create_env: Callable[..., EnvBase], env_kwargs: Sequence[dict[str, Any]]) -> None:
@@ -153,7 +154,8 @@ class SimulatorPool(ParallelEnv):
             if len(self._messages) != 1:
                 self._share_rollouts(1)
             self._ask(("rollouts", "begin"), [(0,)] * self.num_workers)
-            return self._rollouts[0].result()[:, 0]
+            self._now = self._rollouts[0].result()[:, 0]
+            return self._now
 
     def step_in_place(self, action: torch.Tensor) -> TensorDict:
         """Take one step after a `look`, with actions [B, 4]; new episodes begin where one is over.
@@ -165,10 +167,9 @@ class SimulatorPool(ParallelEnv):
             WorkerDied: a worker exited on its own.
         """
         with self._naming_the_dead(look_first=False):
-            result = self._rollouts[0].result()[:, 0]
-            result["action"].copy_(action)
+            self._now["action"].copy_(action)
             self._tell_all(_STEP)
-            return result
+            return self._now
 
     def _tell_all(self, message: bytes) -> None:
         """Have all workers do something at the same time."""

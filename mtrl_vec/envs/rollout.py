@@ -23,7 +23,6 @@ AFTER = "next."
 
 FLAGS = ("success", "unstable", "terminated", "truncated", "done")
 
-
 INPUTS = ("observation", "task_one_hot", "task_idx")
 """What a policy reads."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,7 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
         self.tasks = resolve_tasks([tasks] if isinstance(tasks, str) else tasks)
         """The tasks, in the order of ``task_idx``."""
         self._one_hot = one_hot
+        self._task_now: NDArray[np.int64] | None = None
         self._pool = make_env(
             self.tasks,
             num_envs=num_envs,
@@ -125,8 +127,11 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
 
         Raises:
             InputError: actions of another shape.
+            gymnasium.error.ResetNeeded: there was no reset before.
             WorkerDied: a worker exited on its own.
         """
+        if self._task_now is None:
+            raise ResetNeeded("call reset() before step()")
         action = torch.from_numpy(np.asarray(actions, dtype=np.float32))
         if action.shape != (self.num_envs, ACTION_SIZE):
             raise InputError(
