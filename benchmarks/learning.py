@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import curves
 import numpy as np
@@ -36,7 +36,7 @@ from mtrl_vec.config import RuntimeConfig, TrainConfig
 from mtrl_vec.errors import InputError
 from mtrl_vec.files import write_atomically
 from mtrl_vec.machine import machine, versions
-from mtrl_vec.policy.checkpoint import BEST_NAME, PRETRAINED, load_latest
+from mtrl_vec.policy.checkpoint import BEST_NAME, CRITIC, PRETRAINED, load_checkpoint, load_latest, save_checkpoint
 from mtrl_vec.tasks.suite import MT3, TASK_SETS
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import resumed_config
@@ -47,6 +47,8 @@ RESULTS = "results.csv"
 PACKAGE = Path(mtrl_vec.policy.__file__).parent
 """Folder of the pretrained policy."""
 TASK_NAMES = tuple(task.name for task in MT3)
+LARGEST = 4_000_000
+"""Bytes of a policy that is included as it is."""
 THRESHOLDS = (0.9, 0.98)
 ALONE_FRAMES = 500_000
 """Length of the runs of single tasks beside ten or fifty: more than a task's part of the frames of all."""
@@ -96,6 +98,8 @@ class Args:
     """Tasks to train on together."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds."""
+    total_frames: int | None = None
+    """Length of the runs of the seeds, if not the default; their cells are named after it."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals per task each."""
     ablation: bool = False
@@ -114,7 +118,10 @@ def cells(args: Args) -> dict[str, list[str]]:
     """The training flags of all cells by name."""
     of_three = args.suite == "MT3"
     tasks = [] if of_three else ["--tasks", args.suite]
-    study = {f"seed{seed}": [*tasks, "--seed", str(seed)] for seed in args.seeds}
+    length, suffix = ([], "")
+    if args.total_frames is not None:
+        length, suffix = ["--total-frames", str(args.total_frames)], f"-{args.total_frames / 1e6:g}M"
+    study = {f"seed{seed}{suffix}": [*tasks, "--seed", str(seed), *length] for seed in args.seeds}
     if args.ablation:
         removed = ABLATION if of_three else EXPLORATION
         study |= {name: [*tasks, "--seed", "1", *shlex.split(flags)] for name, flags in removed.items()}
@@ -284,9 +291,20 @@ def ship(cell: str, suite: str) -> None:
     if hashlib.sha256(policy).hexdigest() != row["sha256"]:
         raise InputError(f"--ship {cell}: {best} is not the policy of its row in {results}; remove the row to redo it")
     name = PRETRAINED[suite]
-    write_atomically(PACKAGE / f"{name}.pt", policy)
     provenance = {column: value for column, value in row.items() if value != ""}
+    if len(policy) > LARGEST:
+        save_checkpoint(PACKAGE / f"{name}.pt", smaller(load_checkpoint(best)))
+        provenance["weights"] = "float16, without the critic"
+        provenance["sha256"] = hashlib.sha256((PACKAGE / f"{name}.pt").read_bytes()).hexdigest()
+    else:
+        write_atomically(PACKAGE / f"{name}.pt", policy)
     write_atomically(PACKAGE / f"{name}.json", (json.dumps(provenance, indent=2) + "\n").encode())
+
+
+def smaller(content: dict[str, Any]) -> dict[str, Any]:
+    """What a policy acts with, its weights in half the precision; statistics of observations need all of it."""
+    acting = {name: tensor for name, tensor in content["policy"].items() if not name.startswith(CRITIC)}
+    return content | {"policy": {name: t.half() if t.dim() > 1 else t for name, t in acting.items()}}
 
 
 def report(rows: Sequence[Row], tasks: Sequence[str] = TASK_NAMES) -> str:

@@ -84,6 +84,22 @@ def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
         load_policy(tmp_path / "one.pt")(np.zeros(39), "reach-v3")
 
 
+def test_a_policy_without_its_critic_acts_all_the_same(tmp_path) -> None:
+    config = tiny_config(tasks=("push",))
+    policy = make_policy(config)
+    acting = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("critic_heads.")}
+    content = {"config": config.to_dict(), "frames": 5}
+    save_checkpoint(tmp_path / "whole.pt", content | {"policy": policy.state_dict()})
+    save_checkpoint(tmp_path / "acting.pt", content | {"policy": acting})
+    observation = np.random.default_rng(0).normal(size=(5, 39))
+    ours, theirs = (load_policy(tmp_path / name)(observation, "push") for name in ("acting.pt", "whole.pt"))
+    np.testing.assert_array_equal(ours, theirs)
+    del acting["torso.module.layers.0.weight"]
+    save_checkpoint(tmp_path / "less.pt", content | {"policy": acting})
+    with pytest.raises(InputError, match="does not fit this version"):
+        load_policy(tmp_path / "less.pt")
+
+
 def test_what_the_package_offers_and_what_a_simulator_process_need_not_load() -> None:
     assert {name for name in mtrl_vec.__all__ if getattr(mtrl_vec, name)} == set(mtrl_vec.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Agent'"):

@@ -70,6 +70,24 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
     assert "heads of reach-v3, push-v3; fresh heads for pick-place-v3" in events
 
 
+def test_a_policy_without_a_critic_starts_a_run_with_a_fresh_one(source, tmp_path) -> None:
+    content = load_checkpoint(source / "best.pt")
+    content["policy"] = {
+        name: t.half() for name, t in content["policy"].items() if not name.startswith("critic_heads.")
+    }
+    save_checkpoint(tmp_path / "acting.pt", content)
+    settings = {"tasks": ("push", "reach"), "seed": 5}
+    warm = Trainer(tiny_config(run_dir=tmp_path / "warm", init_from=tmp_path / "acting.pt", **settings))
+    cold = Trainer(tiny_config(run_dir=tmp_path / "cold", **settings))
+    for name, tensor in warm.policy.state_dict().items():
+        if name.startswith("critic_heads."):
+            assert torch.equal(tensor, cold.policy.state_dict()[name]), name
+        elif name.endswith("weight"):
+            torch.testing.assert_close(tensor, content["policy"][name].float()), name
+    warm.train()
+    assert "it has no critic, so that one is fresh" in (tmp_path / "warm" / "events.log").read_text()
+
+
 def test_an_interrupted_one_ends_as_one_that_went_through(source, tmp_path) -> None:
     """Interrupted before any episode has ended, when all that is known of a task is that the first policy knew it."""
     settings = {"tasks": ("reach", "pick-place", "push"), "init_from": source, "max_episode_steps": 50}

@@ -24,6 +24,8 @@ BEST_NAME = "best.pt"
 """The policy of a run that did best in the evaluations while training, without the rest of the run's state."""
 PRETRAINED = {"MT3": "pretrained", "MT10": "pretrained-mt10"}
 """Names of the policies that are included in the package, by the set of their tasks."""
+CRITIC = "critic_heads."
+"""Begins the names of the critic's weights, which a policy that only acts can do without."""
 
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
@@ -67,8 +69,8 @@ def find_checkpoint(path: Path) -> Path:
     for file in candidates:
         if file.is_file():
             return file
-    included = " or ".join(PRETRAINED.values())
-    raise InputError(f"no checkpoint at {path}: give a checkpoint file, the folder of a run, or {included}")
+    included = ", ".join(PRETRAINED.values())
+    raise InputError(f"no checkpoint at {path}: give a checkpoint file, the folder of a run, or one of {included}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

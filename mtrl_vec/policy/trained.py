@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
-from mtrl_vec.policy.checkpoint import find_checkpoint, load_checkpoint
+from mtrl_vec.policy.checkpoint import CRITIC, find_checkpoint, load_checkpoint
 from mtrl_vec.policy.network import SharedPolicy
 from mtrl_vec.tasks.layout import OBSERVATION_SIZE
 from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
@@ -22,7 +22,7 @@ class TrainedPolicy:
     """What `load_policy` returns: call it with an observation and a task to get an action."""
 
     module: SharedPolicy
-    """The networks, on the CPU; ``module.actor`` is a TorchRL actor."""
+    """The networks, on the CPU; ``module.actor`` is a TorchRL actor. If the file has no critic, that is not trained."""
     config: TrainConfig
     """What it was trained with."""
     frames: int
@@ -78,8 +78,8 @@ def load_policy(path: Path | str) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
     Args:
-        path: a checkpoint file; the folder of a run, for its best policy; or ``pretrained`` or ``pretrained-mt10``, for
-            those that are included in the package.
+        path: a checkpoint file; the folder of a run, for its best policy; or one of
+            `mtrl_vec.policy.checkpoint.PRETRAINED`, for those that are included in the package.
 
     Raises:
         InputError: see `mtrl_vec.policy.checkpoint.load_checkpoint`; also a checkpoint that does not fit this version.
@@ -89,7 +89,9 @@ def load_policy(path: Path | str) -> TrainedPolicy:
     try:
         config = TrainConfig.from_dict(content["config"])
         policy = SharedPolicy.for_tasks(config.policy, config.tasks)
-        policy.load_state_dict(content["policy"])
+        missing = policy.load_state_dict(content["policy"], strict=False)
+        if missing.unexpected_keys or not all(name.startswith(CRITIC) for name in missing.missing_keys):
+            policy.load_state_dict(content["policy"])  # which says what is wrong
         frames = int(content["frames"])
     except UnknownTask:
         raise  # one of your own, not registered in this program

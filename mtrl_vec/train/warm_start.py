@@ -16,7 +16,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.policy.checkpoint import checkpoints, find_checkpoint, load_checkpoint
+from mtrl_vec.policy.checkpoint import CRITIC, checkpoints, find_checkpoint, load_checkpoint
 from mtrl_vec.tasks.layout import layout_of
 from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
 
@@ -98,11 +98,17 @@ class WarmStart:
         self._to = torch.tensor([config.tasks.index(task) for task in self.known], dtype=torch.long)
         self._from = torch.tensor([source.tasks.index(task) for task in self.known], dtype=torch.long)
         self._fresh = tuple(task for task in config.tasks if task not in self.known)
+        self._has_critic = any(name.startswith(CRITIC) for name in self._policy)
 
     def copy_policy(self, policy: SharedPolicy) -> None:
-        """Copy the torso, and the heads of known tasks; other tasks keep their initial heads. In place."""
+        """Copy the torso, and the heads of known tasks; other tasks keep their initial heads. In place.
+
+        So does the critic where the policy has none.
+        """
         state = policy.state_dict()  # its tensors are those of the policy
         for name, tensor in state.items():
+            if name.startswith(CRITIC) and not self._has_critic:
+                continue
             source = self._policy[name]
             if name == _FIRST_LAYER:  # [H, F + K]: features, then the task one-hot
                 features = tensor.shape[1] - self._num_tasks
@@ -122,5 +128,6 @@ class WarmStart:
 
     def __str__(self) -> str:
         fresh = f"; fresh heads for {', '.join(self._fresh)}" if self._fresh else ""
+        fresh += "" if self._has_critic else "; it has no critic, so that one is fresh"
         heads = f"heads of {', '.join(self.known)}" if self.known else "its torso"
         return f"started from {self._file} ({self._frames:,} frames), {heads}{fresh}"
