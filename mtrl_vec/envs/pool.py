@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,13 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
+from mtrl_vec.envs.channel import call, tell_all
 from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.timing import Timer
 
-
-def _message(method: str, *arguments: object) -> bytes:
-    """Asks a worker's `mtrl_vec.envs.rollout.RolloutWriter` to do something, in the way of TorchRL's workers."""
-    return bytes(ForkingPickler.dumps((("rollouts", method), (arguments, {}))))
-
-
-_STEP = _message("step")
+_STEP = call(("rollouts", "step"))
 
 
 class SimulatorPool(ParallelEnv):
@@ -174,10 +168,7 @@ class SimulatorPool(ParallelEnv):
     def _tell_all(self, message: bytes) -> None:
         """Have all workers do something at the same time."""
         with self.timer("simulate") if self.timer else contextlib.nullcontext():
-            for channel in self.parent_channels:
-                channel.send_bytes(message)
-            for channel in self.parent_channels:
-                channel.recv_bytes()
+            tell_all(self.parent_channels, message)
 
     def _share_rollouts(self, num_steps: int) -> None:
         num_envs, num_tasks = sum(self.envs_per_worker), self.observation_spec["task_one_hot"].shape[-1]
@@ -186,7 +177,7 @@ class SimulatorPool(ParallelEnv):
         for channel, start, end in zip(self.parent_channels, [0, *ends], ends, strict=False):
             channel.send((("rollouts", "attach"), (([r.part(start, end) for r in self._rollouts],), {})))
             channel.recv()  # one after the other: each tensor on its way takes a file descriptor
-        self._messages = [_message("advance", t) for t in range(num_steps)]
+        self._messages = [call(("rollouts", "advance"), t) for t in range(num_steps)]
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""

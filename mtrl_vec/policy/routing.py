@@ -88,7 +88,7 @@ def split_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: list[int]) -> 
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    return SplitLinear.apply(x, weight, bias, counts)  # type: ignore[no-untyped-call]
+    return SplitLinear.apply(x, weight, bias, counts)
 
 
 class SplitLinear(torch.autograd.Function):
@@ -105,7 +105,7 @@ class SplitLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         """Gradients of everything but the counts."""
         x, weight = ctx.saved_tensors
