@@ -163,7 +163,7 @@ def run(name: str, out: Path, environment: dict[str, str]) -> tuple[str, float, 
     step, log = STEPS[name], out / f"{name}.log"
     if step.needs and importlib.util.find_spec(step.needs) is None and not (out / "site" / step.needs).exists():
         return f"left out: no {step.needs}", 0.0, ""
-    command = [sys.executable, *(part.format(out=out) for part in step.command)]
+    command = [sys.executable, *(part.replace("{out}", str(out)) for part in step.command)]
     start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(

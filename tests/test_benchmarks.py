@@ -64,7 +64,7 @@ def test_steps_for_a_gpu_fail_alone_and_end_in_time(tmp_path, monkeypatch, capsy
     steps = {
         "broken": gpu.Step(("-c", "raise SystemExit('it is broken')"), 60, "nothing"),
         "endless": gpu.Step(("-c", "import time; print('it began', flush=True); time.sleep(60)"), 5, "nothing"),
-        "fine": gpu.Step(("-c", "import answer, mtrl_vec; print(answer.value)"), 60, "the answer"),
+        "fine": gpu.Step(("-c", "import answer, mtrl_vec; print(f'{answer.value}')"), 60, "the answer"),
         "impossible": gpu.Step(("-c", ""), 60, "nothing", needs="no_such_package"),
     }
     monkeypatch.setattr(gpu, "STEPS", steps)
