@@ -325,3 +325,53 @@ def test_plot_from_the_command_line(capsys, tmp_path) -> None:
         " no run given",
         f" no run at {tmp_path / 'missing'}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("2000000", 2_000_000), ("2_000_000", 2_000_000), ("2e6", 2_000_000), ("2M", 2_000_000)]
+)
+def test_whole_numbers_can_be_written_in_short(text, number) -> None:
+    assert parse_train(["--total-frames", text]).total_frames == number
+    assert parse_train([f"--total-frames={text}", "--goals-seed", "3"]).total_frames == number
+    assert parse_train(["--torso", "1e2", "0.2k"]).policy.torso == (100, 200)
+    assert parse_train(["--lr", "2e-4", "--goals-seed", "None"]).environment.goals_seed is None
+
+
+@pytest.mark.parametrize("text", ["2.5", "1e999999999", "inf", "nan", "many", "M", "", "2e-3"])
+def test_other_numbers_are_refused(text, capsys) -> None:
+    assert main(["train", "--total-frames", text]) == 2
+    err = capsys.readouterr().err
+    assert "--total-frames" in err and repr(text) in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggested"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "--total-frame", "5"], "did you mean --total-frames?"),
+        (["train", "--no-popar"], "did you mean --no-popart?"),
+        (["train", "--task-samplin=success"], "did you mean --task-sampling?"),
+        (["eval", "pretrained", "--seed", "5"], "did you mean --seeds?"),
+        (["export", "pretrained", "--onx", "a"], "did you mean --onnx?"),
+        (["train", "--tasks", "pick-plac"], "did you mean pick-place-v3?"),
+        (["train", "--xyzzy", "5"], "see python -m mtrl_vec train --help"),
+    ],
+)
+def test_what_was_perhaps_meant(arguments, suggested, capsys) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.endswith(f"{suggested}\n") and err.count("\n") == 1
+
+
+def test_the_doctor_says_what_is_here(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("MTRL_VEC_CACHE", str(tmp_path / "models"))
+    assert main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
+    out, found = capsys.readouterr().out, json.loads((tmp_path / "doctor.json").read_text())
+    assert found["versions"]["torch"] == torch.__version__ and torch.__version__ in out
+    assert f"{len(os.sched_getaffinity(0))} cores" in found["machine"]["processor"]
+    assert found["training"]["compiled models"] == str(tmp_path / "models")
+    assert found["training"]["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setenv("MUJOCO_GL", "nothing")
+    assert main(["doctor"]) == 0
+    assert "does not work" in capsys.readouterr().out
+    assert main(["doctor", "--json", str(tmp_path / "none" / "doctor.json")]) == 2

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import itertools
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_type_hints
 
 import tyro
 
@@ -21,10 +25,11 @@ from mtrl_vec.config import PRESETS, EnvironmentConfig, LearnerConfig, PolicyCon
 from mtrl_vec.config.sampling import SamplingConfig, SuccessConfig, make_sampling_config
 from mtrl_vec.errors import InputError
 
-PROG = "python -m mtrl_vec"
+PROG = "mtrl-vec" if Path(sys.argv[0]).stem == "mtrl-vec" else "python -m mtrl_vec"
+"""How this program was called."""
 CHECKPOINT_HELP = (
-    "checkpoint file; or the folder of a run, for its best policy; or one that is included: 'pretrained' (three tasks) "
-    "or 'pretrained-mt10'"
+    "checkpoint file; the folder of a run, for its best policy; one that is included: 'pretrained' (three tasks) or "
+    "'pretrained-mt10'; or hf:owner/name, one on the Hugging Face Hub"
 )
 
 Method = Literal["uniform", "success", "random", "curriculum", "difficulty", "progress", "meta"]
@@ -138,7 +143,11 @@ class EvalCommand:
     Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
     """
 
-    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}.")]
+    checkpoints: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}; or an ONNX file of export."),
+    ]
     seeds: tuple[int, ...] = (100,)
     """Seeds of Meta-World's goals, 1 or more; each is another 50 goals a task."""
     num_workers: int | None = None
@@ -184,12 +193,89 @@ class VideoCommand:
     """Do not say what was written."""
 
 
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a policy as an ONNX model, for programs without PyTorch: normalisation and routing are in it.
+
+    Inputs: observation [n, 39] float32 and task_idx [n] int64. Output: action [n, 4], the mean one, within [-1, 1].
+
+    Example: python -m mtrl_vec export runs/my-run --onnx policy.onnx
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
+    onnx: Path = Path("policy.onnx")
+    """Where to."""
+    quiet: bool = False
+    """Do not say what was written."""
+
+
+@dataclass(frozen=True)
+class PushCommand:
+    """Upload a policy with a model card to the Hugging Face Hub; log in first, with: hf auth login
+
+    Example: python -m mtrl_vec push runs/my-run my-name/mt10 --results results.json
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
+    repository: Annotated[str, tyro.conf.Positional]
+    """owner/name; it is made if there is none."""
+    results: Path | None = None
+    """What eval --json wrote for this policy: success rates for the card."""
+    private: bool = False
+    """Of a new repository: only its owner sees it."""
+    quiet: bool = False
+    """Do not say where to."""
+
+
+@dataclass(frozen=True)
+class RecordCommand:
+    """Record demonstrations by a policy, as a dataset of LeRobot (format v3.0) for imitation learning.
+
+    Each frame has the robot's state, the whole observation, action, reward, success, and a picture.
+
+    Example: python -m mtrl_vec record pretrained-mt10 --episodes 50 --out demonstrations
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
+    out: Path = Path("demonstrations")
+    """Folder to make."""
+    tasks: tuple[str, ...] | None = None
+    """Which of the policy's tasks; by default all."""
+    episodes: int = 10
+    """Of each task."""
+    max_episode_steps: int = 500
+    """Time limit of an episode, in environment steps of 12.5 ms. One that succeeds ends ten steps later."""
+    keep_failures: bool = False
+    """Also record episodes without success. Otherwise up to three are tried for each one that is wanted."""
+    image_size: int = 128
+    """Width and height of the pictures, in pixels; 0: none. Without a GPU a picture takes about 0.05 s."""
+    seed: int = 0
+    """Of goals and objects."""
+    quiet: bool = False
+    """Show nothing but warnings."""
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Show versions, what the machine has, and what training would use: for a look of your own, and for bug reports.
+
+    Example: python -m mtrl_vec doctor
+    """
+
+    json: Path | None = None
+    """Also write it to this file."""
+
+
 COMMANDS: dict[str, type] = {
     "train": TrainCommand,
     "eval": EvalCommand,
     "plot": PlotCommand,
     "video": VideoCommand,
     "profile": ProfileCommand,
+    "export": ExportCommand,
+    "push": PushCommand,
+    "record": RecordCommand,
+    "doctor": DoctorCommand,
 }
 
 
@@ -205,7 +291,9 @@ def parse(arguments: Sequence[str], resumed: TrainConfig | None = None) -> Any:
         SystemExit: after showing the help that they ask for.
     """
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise InputError(f"unknown command {arguments[0]!r}: known commands are {', '.join(COMMANDS)}")
+        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        fix = f"did you mean {close[0]}?" if close else f"known commands are {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {arguments[0]!r}: {fix}")
     for flag in (argument.partition("=")[0].replace("_", "-") for argument in arguments):
         if flag in RENAMED:
             raise InputError(f"{flag} is now called {RENAMED[flag]}")
@@ -237,6 +325,56 @@ def peek(flag: str, arguments: Sequence[str]) -> str | None:
     return None if found is None or found.startswith("--") else found
 
 
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+_FACTORS = {"k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def whole_number(text: str) -> int:
+    """What ``2000000``, ``2_000_000``, ``2e6`` and ``2M`` mean. Raises ValueError."""
+    number, factor = (text[:-1], _FACTORS[text[-1]]) if text[-1:] in _FACTORS else (text, 1)
+    try:
+        value = Decimal(number) * factor
+    except ArithmeticError as error:
+        raise ValueError(f"{text!r} is not a number") from error
+    if not value.is_finite() or value.adjusted() > 30 or value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+@_REGISTRY.primitive_rule
+def _whole_numbers(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """How tyro reads all integers."""
+    if type_info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: whole_number(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _flags_of(command: type) -> Iterator[str]:
+    """All flags of a command, those of its groups too."""
+    hints = get_type_hints(command)
+    for one in dataclasses.fields(command):
+        if dataclasses.is_dataclass(hints[one.name]):
+            yield from _flags_of(hints[one.name])
+        else:
+            name = one.name.replace("_", "-")
+            yield from [f"--{name}", *([f"--no-{name}"] if hints[one.name] is bool else [])]
+
+
+def _suggestion(message: str, command: str) -> str:
+    """The flag that an unknown one was perhaps meant to be."""
+    match = re.match(r"Unrecognized (?:or misplaced )?options: (--[\w-]+)", message)
+    close = difflib.get_close_matches(match[1], _flags_of(COMMANDS[command]), n=1) if match else []
+    return f": did you mean {close[0]}?" if close else ""
+
+
 def _parse(commands: list[Any], arguments: Sequence[str]) -> Any:
     box = io.StringIO()
     try:
@@ -249,12 +387,15 @@ def _parse(commands: list[Any], arguments: Sequence[str]) -> Any:
                 description="Fast multi-task reinforcement learning on Meta-World. Errors are one line; with --debug "
                 "they come with a traceback.",
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+                registry=_REGISTRY,
             )
     except SystemExit as end:
         if not end.code:
             raise
         named = [arguments[0]] if arguments and arguments[0] in COMMANDS else []
-        raise InputError(f"{_first_part(box.getvalue())}: see {' '.join([PROG, *named])} --help") from end
+        message = _first_part(box.getvalue())
+        fix = (_suggestion(message, named[0]) if named else "") or f": see {' '.join([PROG, *named])} --help"
+        raise InputError(f"{message}{fix}") from end
 
 
 def _first_part(box: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -33,18 +34,21 @@ def run(arguments: Sequence[str]) -> None:
         from mtrl_vec.commands.profile import profile
 
         profile(command, arguments)
-    elif isinstance(command, flags.EvalCommand):
-        from mtrl_vec.commands.evaluate import evaluate_checkpoints
-
-        evaluate_checkpoints(command)
-    elif isinstance(command, flags.PlotCommand):
-        from mtrl_vec.commands.plot import plot
-
-        plot(command)
     else:
-        from mtrl_vec.commands.video import video
+        module, function = _FUNCTIONS[type(command)]
+        getattr(importlib.import_module(f"mtrl_vec.commands.{module}"), function)(command)
 
-        video(command)
+
+_FUNCTIONS = {
+    flags.EvalCommand: ("evaluate", "evaluate_checkpoints"),
+    flags.PlotCommand: ("plot", "plot"),
+    flags.VideoCommand: ("video", "video"),
+    flags.ExportCommand: ("export", "export"),
+    flags.PushCommand: ("push", "push"),
+    flags.RecordCommand: ("record", "record"),
+    flags.DoctorCommand: ("doctor", "doctor"),
+}
+"""Module and function of the commands that need nothing but their flags."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

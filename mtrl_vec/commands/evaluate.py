@@ -14,6 +14,7 @@ from mtrl_vec.commands.output import check_json, write_json
 from mtrl_vec.errors import InputError
 from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.export import OnnxPolicy
 from mtrl_vec.tasks.official import NUM_GOALS, check_seeds, check_tasks, evaluate
 
 
@@ -28,7 +29,7 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
         raise InputError("no checkpoint given: name one or more, for example runs/my-run or pretrained")
     check_json(command.json)
     check_seeds(command.seeds)
-    policies = [load_policy(path) for path in command.checkpoints]
+    policies = [OnnxPolicy.load(path) if path.suffix == ".onnx" else load_policy(path) for path in command.checkpoints]
     for policy in policies:
         check_tasks(policy.tasks)
     num_workers = available_cores() if command.num_workers is None else command.num_workers

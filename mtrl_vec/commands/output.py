@@ -1,4 +1,4 @@
-"""What commands share: files that they write."""
+"""What commands share: files that they write, and what they say of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,38 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import write_atomically
 
 
+def check_file(flag: str, path: Path) -> None:
+    """Raises InputError where a flag names a file that cannot be there."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: give a file in an existing folder")
+
+
 def check_json(path: Path | None) -> None:
     """Raises InputError where ``--json`` names a file that cannot be there."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise InputError(f"--json {path}: give a file in an existing folder")
+    if path is not None:
+        check_file("--json", path)
+
+
+def write(flag: str, path: Path, content: bytes) -> None:
+    """Write the file that a flag names. Raises InputError."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose another {flag}") from error
 
 
 def write_json(path: Path | None, content: object) -> None:
     """Write what ``--json`` asks for, if anything. Raises InputError."""
-    if path is None:
-        return
-    try:
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose another --json") from error
+    if path is not None:
+        write("--json", path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def say(line: str, quiet: bool) -> None:
+    """Print a line unless told not to."""
+    if not quiet:
+        print(line)
 
 
 def say_written(files: Sequence[Path], quiet: bool) -> None:
     """Name the files that were written."""
-    if not quiet:
-        print("\n".join(f"wrote {file}" for file in files))
+    say("\n".join(f"wrote {file}" for file in files), quiet)

@@ -17,6 +17,7 @@ import torch
 
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.files import write_atomically
+from mtrl_vec.policy.hub import PREFIX, download, is_on_hub
 from mtrl_vec.policy.migrations import VERSION, migrate
 
 FORMAT = "mtrl_vec checkpoint"
@@ -56,12 +57,15 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint file that a path means.
 
     Args:
-        path: the file itself; the folder of a run, for its best policy, or the latest where it has none yet; or one
-            of `PRETRAINED`, for a policy that is included in the package.
+        path: the file itself; the folder of a run, for its best policy, or the latest where it has none yet; one of
+            `PRETRAINED`, for a policy that is included in the package; or ``hf:owner/name``, for one on the hub, see
+            `mtrl_vec.policy.hub`.
 
     Raises:
         InputError: there is none.
     """
+    if is_on_hub(path) and not path.exists():
+        return download(path)
     if str(path) in PRETRAINED.values() and not path.exists():
         candidates = [Path(__file__).parent / f"{path}.pt"]
     else:
@@ -70,7 +74,8 @@ def find_checkpoint(path: Path) -> Path:
         if file.is_file():
             return file
     included = ", ".join(PRETRAINED.values())
-    raise InputError(f"no checkpoint at {path}: give a checkpoint file, the folder of a run, or one of {included}")
+    places = f"a checkpoint file, the folder of a run, {PREFIX}owner/name, or one of {included}"
+    raise InputError(f"no checkpoint at {path}: give {places}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -78,8 +78,9 @@ def load_policy(path: Path | str) -> TrainedPolicy:
     """Load the policy of a checkpoint.
 
     Args:
-        path: a checkpoint file; the folder of a run, for its best policy; or one of
-            `mtrl_vec.policy.checkpoint.PRETRAINED`, for those that are included in the package.
+        path: a checkpoint file; the folder of a run, for its best policy; one of
+            `mtrl_vec.policy.checkpoint.PRETRAINED`, for those that are included in the package; or ``hf:owner/name``,
+            for one on the Hugging Face Hub.
 
     Raises:
         InputError: see `mtrl_vec.policy.checkpoint.load_checkpoint`; also a checkpoint that does not fit this version.

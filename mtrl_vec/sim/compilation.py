@@ -83,13 +83,20 @@ def _load_or_compile(model_file: str, keep_geoms: Collection[str]) -> mujoco.MjM
     return model
 
 
-def _cache_file(model_file: str, keep_geoms: Collection[str]) -> Path | None:
+def cache_folder() -> Path | None:
+    """Where compiled models are kept; None if they are not."""
     given = os.environ.get(CACHE_VARIABLE)
     if given == "":
         return None
     try:
-        folder = Path(given) if given else Path.home() / ".cache" / "mtrl_vec"
+        return Path(given) if given else Path.home() / ".cache" / "mtrl_vec"
     except RuntimeError:  # there is no home
+        return None
+
+
+def _cache_file(model_file: str, keep_geoms: Collection[str]) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
         return None
     what = f"{_FORMAT} {mujoco.__version__} {_assets()} {model_file} {sorted(keep_geoms)}"
     key = hashlib.sha256(what.encode()).hexdigest()[:16]

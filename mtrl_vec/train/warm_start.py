@@ -38,6 +38,17 @@ def policy_content(policy: SharedPolicy, reward_scale: RewardScale) -> dict[str,
     return {"policy": policy.state_dict(), "reward_scale": {name: scale[name] for name in _REWARD_SCALE}}
 
 
+def policy_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint is for others: policy and header, without the state of its run, and without its folders."""
+    config = {**content["config"], "init_from": None}
+    config["runtime"] = {**config["runtime"], "run_dir": None}
+    kept = {name: content[name] for name in ("versions", "frames", "policy")}
+    scale = _reward_scale(content)
+    if scale is not None:
+        kept["reward_scale"] = {name: scale[name] for name in _REWARD_SCALE}
+    return {"config": config, **kept}
+
+
 def _reward_scale(content: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
     """Of a policy file, or of the state of a whole run."""
     return content.get("reward_scale", content.get("learner", {}).get("reward_scale"))

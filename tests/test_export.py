@@ -1,0 +1,160 @@
+"""Policies as ONNX models in onnxruntime: the same actions as PyTorch's, and the same official success."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from helpers import make_policy, tiny_config
+from mtrl_vec.commands import export as command
+from mtrl_vec.commands.cli import main
+from mtrl_vec.policy import TrainedPolicy, load_policy
+from mtrl_vec.policy.checkpoint import PRETRAINED
+from mtrl_vec.policy.export import OnnxPolicy, to_onnx
+from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks.official import Unit, evaluate, run_unit
+from mtrl_vec.tasks.suite import resolve_tasks
+
+INCLUDED = sorted(PRETRAINED.values())
+
+
+def observations(policy: TrainedPolicy, steps: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """What the policy sees in simulations of all its tasks, and of which task each row is."""
+    tasks = resolve_tasks(policy.tasks)
+    sim = SimBatch(tasks, range(len(tasks)), seed=5)
+    rows = [sim.reset()]
+    for _ in range(steps):
+        rows.append(sim.step(policy.act(rows[-1], sim.task_idx)).observation)
+    return np.concatenate(rows), np.tile(sim.task_idx, len(rows))
+
+
+@pytest.mark.parametrize("name", INCLUDED)
+def test_included_policies_act_the_same_in_onnxruntime(name) -> None:
+    policy = load_policy(name)
+    model = to_onnx(policy)
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    exported = pickle.loads(pickle.dumps(OnnxPolicy(model)))  # as evaluations in other processes do
+    assert exported.tasks == policy.tasks and exported.frames == policy.frames
+    rows, tasks = observations(policy)
+    for some in (slice(0, 1), slice(3, 6), slice(None)):  # batches of any size
+        actions = exported.act(rows[some], tasks[some])
+        assert actions.dtype == np.float32 and actions.shape == (len(rows[some]), 4)
+        np.testing.assert_allclose(actions, policy.act(rows[some], tasks[some]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "changes"),
+    [
+        (("hammer", "push"), {}),  # of two objects
+        (("push",), {"bounded_mean": False}),
+        (
+            ("reach", "push", "pick-place"),
+            {"relative_features": False, "normalize_observation": False, "popart": False},
+        ),
+    ],
+)
+def test_policies_of_other_settings(tasks, changes) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(tasks=tasks, **changes)
+    module = make_policy(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        if config.policy.normalize_observation:
+            module.torso.module.features.update(torch.randn(500, 39) * torch.linspace(0.1, 2, 39))
+    policy = TrainedPolicy(module.eval().requires_grad_(False), config, 7, Path("none"))
+    rng = np.random.default_rng(0)
+    rows, task_idx = rng.normal(size=(300, 39)).astype(np.float32), rng.integers(len(tasks), size=300)
+    expected = policy.act(rows, task_idx)
+    assert np.abs(expected).max() == 1 or config.policy.bounded_mean  # clipped inside
+    assert np.abs(np.diff(expected, axis=0)).mean() > 0.01  # not a constant
+    actions = OnnxPolicy(to_onnx(policy)).act(rows, task_idx)
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
+
+
+def test_the_model_without_this_package() -> None:
+    """What docs/sharing.md says: names, types and shapes, in plain onnxruntime."""
+    session = onnxruntime.InferenceSession(to_onnx(load_policy("pretrained")), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape[1:], i.type) for i in session.get_inputs()] == [
+        ("observation", [39], "tensor(float)"),
+        ("task_idx", [], "tensor(int64)"),
+    ]
+    assert [(o.name, o.shape[1:]) for o in session.get_outputs()] == [("action", [4])]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["tasks"] == "reach-v3,push-v3,pick-place-v3" and int(metadata["frames"]) > 0
+
+
+def test_goals_that_are_reached_are_the_same() -> None:
+    policy = load_policy("pretrained")
+    exported = OnnxPolicy(to_onnx(policy))
+    for k in range(3):
+        unit = Unit(k, 100, num_goals=3)
+        assert run_unit(exported, unit)[f"eval/{policy.tasks[k]}/success_rate"] == 1.0
+        expected = run_unit(policy, unit)
+        assert run_unit(exported, unit) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INCLUDED)
+def test_the_official_evaluation_is_the_same(name) -> None:
+    policy = load_policy(name)
+    expected = evaluate(policy, [100], 2)
+    scores = evaluate(OnnxPolicy(to_onnx(policy)), [100], 2)
+    for task in policy.tasks:
+        at = f"eval/{task}/success_rate"
+        assert scores[at] == pytest.approx(expected[at], abs=0.021)  # one goal of fifty may fall on the other side
+    assert scores["eval/mean_success_rate"] == pytest.approx(expected["eval/mean_success_rate"], abs=0.005)
+
+
+def test_the_command(tmp_path, capsys) -> None:
+    file = tmp_path / "policy.onnx"
+    assert main(["export", "pretrained", "--onnx", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"wrote {file}, 0.") and "from PyTorch's on 1,000 random observations" in out
+    assert OnnxPolicy.load(file).tasks == load_policy("pretrained").tasks
+
+
+def test_a_model_that_differs_is_not_written(tmp_path, capsys, monkeypatch) -> None:
+    """Planted: the export forgets the clipping to [-1, 1], or another policy's weights."""
+
+    class Other(OnnxPolicy):
+        def act(self, observation, task_idx):
+            return super().act(observation, task_idx) + 2e-5
+
+    monkeypatch.setattr(command, "OnnxPolicy", Other)
+    assert main(["export", "pretrained", "--onnx", str(tmp_path / "policy.onnx")]) == 1
+    assert "differ by 2e-05 from PyTorch's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files(tmp_path, capsys, monkeypatch) -> None:
+    for onnx_file, message in (
+        (tmp_path / "none" / "x.onnx", "give a file in an existing folder"),
+        (tmp_path, "give a file in an existing folder"),
+    ):
+        assert main(["export", "pretrained", "--onnx", str(onnx_file)]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    assert main(["eval", str(tmp_path / "broken.onnx")]) == 2
+    assert "is not a policy that mtrl-vec export wrote" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "missing.onnx")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", "pretrained", "--onnx", str(tmp_path / "policy.onnx")]) == 2
+    assert "ONNX models need onnxscript: pip install 'mtrl_vec[export]'" in capsys.readouterr().err
+    assert not (tmp_path / "policy.onnx").exists()
+
+
+def test_what_acts_is_all_that_is_exported() -> None:
+    """The critic's weights, and those of features that are not used, would only make the file larger."""
+    policy = load_policy("pretrained")
+    numbers = sum(t.numel() for name, t in policy.module.state_dict().items() if not name.startswith("critic_heads."))
+    assert 4 * numbers < len(to_onnx(policy)) < 4 * numbers + 100_000
