@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 """How worker processes start. A fork server imports everything once: its copies start in 0.3 s instead of 3.4 s (two
-workers on two cores), except for the first time."""
+workers on two cores), except for the first time. macOS's libraries do not all survive a fork, and Windows has none."""
 LOST = 255
 """Exit code of a worker whose fork server died, so that nobody is left to report the real one."""
 
@@ -30,17 +30,20 @@ def deferred_interrupts() -> Iterator[None]:
     SIGTERM counts as Ctrl-C, it is deferred too; the new processes handle SIGTERM as usual.
     """
     received = threading.Event()
-    resource_tracker.ensure_running()  # multiprocessing's helper process: starting it later would unblock the signal
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows, where new processes have to fend for themselves
+    if can_block:
+        resource_tracker.ensure_running()  # multiprocessing's helper: starting it later would unblock the signal
     main = threading.current_thread() is threading.main_thread()
     like_ctrl_c = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)[: 1 + like_ctrl_c]}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what is started here
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if can_block else []  # inherited by new processes
     try:
         for number in handlers if main else ():  # another thread may receive the signal in spite of the mask
             signal.signal(number, lambda *_: received.set())
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items() if main else ():
             signal.signal(number, handler)
         if received.is_set():  # also where the new processes received it too, and failed to start

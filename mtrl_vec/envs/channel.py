@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -28,6 +29,12 @@ def tell_all(channels: Sequence[Connection], message: bytes) -> None:
     Raises:
         OSError, EOFError: a worker is gone.
     """
+    if sys.platform == "win32":  # whose pipes have no file descriptors
+        for channel in channels:
+            channel.send_bytes(message[_HEADER.size :])
+        for channel in channels:
+            channel.recv_bytes()
+        return
     places = [channel.fileno() for channel in channels]
     for place in places:
         if os.write(place, message) != len(message):  # far less than a socket's buffer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
@@ -24,6 +23,11 @@ from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, 
 from mtrl_vec.tasks.suite import UnknownTask
 from mtrl_vec.torchrun import launch_id
 from mtrl_vec.train.log import EVENTS_NAME, METRICS_NAME, WANDB_ID_NAME
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing keeps two processes out of a folder
+    fcntl = None  # type: ignore[assignment]
 
 CONFIG_NAME = "config.json"
 TRACE_NAME = "trace.json.gz"
@@ -257,7 +261,10 @@ class RunLock:
     WAIT_SECONDS = 120.0
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor: int | None = os.open(folder, os.O_RDONLY)
+        self._descriptor: int | None = None
+        if fcntl is None:
+            return
+        self._descriptor = os.open(folder, os.O_RDONLY)
         deadline = time.monotonic() + (self.WAIT_SECONDS if _is_of_this_launch(folder) else 0.0)
         while True:
             try:
