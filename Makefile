@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 RANKS ?= 1
+SERVE ?=
 # A test per core at a time, each on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
 CHECKPOINT ?= $(patsubst %/,%,$(dir $(shell ls -t runs/*/*.pt 2>/dev/null | head -n 1)))
 
-.PHONY: help install train eval has-run profile test test-slow check bench dist clean
+.PHONY: help install train eval has-run profile test test-slow check bench docs dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -50,6 +51,9 @@ check: $(STAMP)  ## formatting, lint, imports and types
 bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
 	$(BIN)/python benchmarks/steps_per_sec.py $(ARGS)
 
+docs: $(VENV)/.docs  ## build the documentation site in build/site; SERVE=1: and show it on this machine, anew after each change
+	$(if $(SERVE),$(BIN)/mkdocs serve,$(BIN)/mkdocs build --quiet)
+
 dist: $(VENV)/.release  ## build wheel and source archive in dist/, check them, and try the wheel in an empty environment
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -72,6 +76,10 @@ $(BIN)/pip:
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.release: $(STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import mtrl_vec
+from mtrl_vec.commands.arguments import parse
+from mtrl_vec.commands.cli import main
 from mtrl_vec.train.metrics import COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -20,14 +23,20 @@ DOCUMENTS = {path: path.read_text() for path in (ROOT / "README.md", *sorted((RO
 EVERYTHING = "\n".join(DOCUMENTS.values())
 SNIPPETS = [
     snippet
-    for page in (ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "gymnasium.md")
+    for page in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("python", "gymnasium", "sharing")))
     for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 ]
 
 
 @pytest.mark.parametrize("index", range(len(SNIPPETS)))
 def test_snippets_run(index, tmp_path) -> None:
-    (tmp_path / "snippet.py").write_text(SNIPPETS[index])
+    snippet = SNIPPETS[index]
+    if "optuna" in snippet:  # two short trials
+        assert "total_frames=200_000" in snippet and "n_trials=10" in snippet
+        snippet = snippet.replace("200_000", "2_000").replace("n_trials=10", "n_trials=2")
+    if "policy.onnx" in snippet:
+        assert main(["export", "pretrained", "--onnx", str(tmp_path / "policy.onnx")]) == 0
+    (tmp_path / "snippet.py").write_text(snippet)
     settings = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "snippet.py"], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=240
@@ -53,8 +62,52 @@ def test_a_task_of_your_own_trains(tmp_path) -> None:
 
 
 def test_there_are_snippets_and_the_readme_is_short() -> None:
-    assert len(SNIPPETS) == 6
+    assert len(SNIPPETS) == 8
     assert len(README.split()) <= 900
+
+
+LIBRARIES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "libraries.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(3))
+def test_other_libraries_learn_to_reach(index, tmp_path) -> None:
+    """The programs in docs/libraries.md, as they are."""
+    assert len(LIBRARIES) == 3
+    (tmp_path / "program.py").write_text(LIBRARIES[index])
+    result = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    success = re.search(r"success at the end of the last 100 episodes: (\d+)%", result.stdout)
+    assert success and int(success[1]) >= 30, result.stdout  # untrained policies are below 5
+
+
+def documented_commands() -> list[list[str]]:
+    """The arguments of every command of ours that a page shows."""
+    found = []
+    for text in DOCUMENTS.values():
+        for block in re.findall(r"```(?:text|bash|)\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not re.match(r"make |mtrl-vec |\.venv/|python -m |torchrun ", line):
+                    continue
+                words = shlex.split(line, comments=True)
+                if words[:2] in (["make", "train"], ["make", "eval"], ["make", "profile"]):
+                    variables = dict(word.split("=", 1) for word in words[2:])
+                    given = shlex.split(variables.get("CHECKPOINT", "runs/new" if words[1] == "eval" else ""))
+                    found.append([words[1], *given, *shlex.split(variables.get("ARGS", ""))])
+                elif "mtrl_vec" in words:
+                    found.append(words[words.index("mtrl_vec") + 1 :])
+                elif words and words[0].endswith("mtrl-vec"):
+                    found.append(words[1:])
+    return found
+
+
+def test_every_documented_command_can_be_typed() -> None:
+    commands = documented_commands()
+    assert len(commands) >= 25
+    assert {command[0] for command in commands} >= {"train", "eval", "plot", "video", "export", "push", "record"}
+    for command in commands:
+        if "--help" not in command:
+            parse(command)
 
 
 def test_the_table_of_columns_is_the_codes() -> None:
