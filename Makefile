@@ -51,7 +51,7 @@ check: $(STAMP)  ## formatting, lint, imports and types
 bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
 	$(BIN)/python benchmarks/steps_per_sec.py $(ARGS)
 
-docs: $(VENV)/.docs  ## build the documentation site in build/site; SERVE=1: and show it on this machine, anew after each change
+docs: $(VENV)/.docs  ## build the documentation site in build/site; SERVE=1: serve it locally, rebuilt on changes
 	$(if $(SERVE),$(BIN)/mkdocs serve,$(BIN)/mkdocs build --quiet)
 
 dist: $(VENV)/.release  ## build wheel and source archive in dist/, check them, and try the wheel in an empty environment

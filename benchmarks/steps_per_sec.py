@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when NumPy and torch load; worker processes inherit it
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -60,6 +61,7 @@ TARGETS = {
         ("parallel_env", "floor_parallel", 0.75),
         ("parallel_env", "envpool_parallel", 1.2),
         ("parallel_env", "gym_parallel_env", 12.0),
+        ("gym_vector", "gym_async", 5.0),
         ("train", "tutorial_loop", 50.0),
         ("train", "tutorial_fixed", 5.0),
     ),
@@ -68,6 +70,7 @@ TARGETS = {
         ("sim_1proc", "envpool_1thread", 1.5),
         ("parallel_env", "floor_parallel", 0.85),
         ("parallel_env", "envpool_parallel", 1.3),
+        ("gym_vector", "gym_async", 5.0),
     ),
     "MT50": (("sim_1proc", "floor_1proc", 0.9),),
 }
@@ -78,7 +81,7 @@ WITH_EXPERTS = ("floor_1proc", "sim_1proc", "floor_parallel")
 """Contenders that can start episodes where those of the experts did."""
 
 NAMES = (
-    *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_parallel_env", "gym_async"),
+    *("floor_1proc", "sim_1proc", "floor_parallel", "parallel_env", "gym_vector", "gym_parallel_env", "gym_async"),
     *("envpool_1thread", "envpool_parallel", "tutorial_loop", "tutorial_fixed", "train"),
 )
 
@@ -103,11 +106,11 @@ class Args:
     rounds: int | None = None
     """Slices per contender. By default 5, with --quick 1."""
     num_workers: int | None = None
-    """Processes of parallel_env and floor_parallel, threads of envpool_parallel. By default what suits the machine.
-    train always runs with its own defaults."""
+    """Processes of parallel_env, gym_vector and floor_parallel, threads of envpool_parallel. By default what suits the
+    machine. train always runs with its own defaults."""
     envs_per_worker: int | None = None
-    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel and parallel_env; any number. By default
-    96 with MT3, 240 with MT10 and 500 with MT50."""
+    """Simulations in each process of floor_1proc, sim_1proc, floor_parallel, parallel_env and gym_vector; any number.
+    By default 96 with MT3, 240 with MT10 and 500 with MT50."""
 
     def validate(self) -> None:
         """Raises InputError if something cannot be measured."""
@@ -159,6 +162,29 @@ class ParallelSim(TorchRL):
         super().__init__(make_env(names, num_workers=num_workers, envs_per_worker=envs_per_worker, seed=SEED))
 
 
+class GymVector(Contender):
+    """This package's vector environment of Gymnasium."""
+
+    def __init__(self, tasks: Sequence[Task], num_workers: int, envs_per_worker: int) -> None:
+        self._env = gymnasium.make_vec(
+            "mtrl_vec/MT1-v0",
+            num_envs=num_workers * envs_per_worker,
+            tasks=names_of(tasks),
+            num_workers=num_workers,
+            seed=SEED,
+            random_phase=True,
+        )
+        self._env.reset()
+        self._rng = np.random.default_rng(SEED)
+
+    def advance(self) -> int:
+        self._env.step(random_actions(self._rng, self._env.num_envs))
+        return self._env.num_envs
+
+    def close(self) -> None:
+        self._env.close()
+
+
 def expert_contenders(tasks: Sequence[Task], workers: int, slots: int) -> dict[str, Callable[[], Contender]]:
     """How to start each contender with recorded actions."""
     replay = cache(lambda: Replay(tasks, slots))  # the same for both
@@ -183,6 +209,7 @@ def contenders(suite: str, workers: int, slots: int, quick: bool) -> dict[str, C
         "envpool_1thread": lambda: EnvPool(tasks, 1, widths),
         "floor_parallel": lambda: FloorParallel(tasks, workers, slots),
         "parallel_env": lambda: ParallelSim(tasks, workers, slots),
+        "gym_vector": lambda: GymVector(tasks, workers, slots),
         "envpool_parallel": lambda: EnvPool(tasks, workers, widths),
         "gym_parallel_env": lambda: GymParallelEnv(tasks),
         "tutorial_loop": lambda: TutorialPPO(tasks, reset_every_step=True, num_threads=cores),

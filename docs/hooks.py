@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 STUDIES = ("learning", "learning_mt10", "learning_mt50", "results", "task_sampling")
 DOCS = "docs/"
 _LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+_FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 _HELP = re.compile(r"<!-- help: (\w+) -->")
 
 
@@ -46,12 +48,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def lead(match: re.Match[str]) -> str:
         picture, text, path, anchor = match.groups()
-        uri = site_uri(posixpath.normpath(posixpath.join(folder, path)), files)
+        named = posixpath.normpath(posixpath.join(folder, path))
+        if not (ROOT / named).exists():
+            raise PluginError(f"{here} links to {path}, which does not exist")
+        uri = site_uri(named, files)
         if uri is None:
             return text
         return f"{picture}[{text}]({posixpath.relpath(uri, depth or '.')}{anchor or ''})"
 
-    return _LINK.sub(lead, markdown)
+    parts = _FENCED.split(markdown)  # code is at odd places
+    return "".join(part if i % 2 else _LINK.sub(lead, part) for i, part in enumerate(parts))
 
 
 def site_uri(path: str, files: Files) -> str | None:
@@ -64,5 +70,7 @@ def help_of(command: str) -> str:
     """What ``--help`` of a command says, on a terminal of 100 columns."""
     environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     arguments = [sys.executable, "-m", "mtrl_vec", command, "--help"]
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise PluginError(f"{' '.join(arguments)} failed: {result.stderr}")
     return re.sub(r"\x1b\[[0-9;]*m", "", result.stdout).strip()

@@ -353,6 +353,7 @@ def test_other_numbers_are_refused(text, capsys) -> None:
         (["train", "--task-samplin=success"], "did you mean --task-sampling?"),
         (["eval", "pretrained", "--seed", "5"], "did you mean --seeds?"),
         (["export", "pretrained", "--onx", "a"], "did you mean --onnx?"),
+        (["video", "--checkpoint", "runs/a"], "see python -m mtrl_vec video --help"),
         (["train", "--tasks", "pick-plac"], "did you mean pick-place-v3?"),
         (["train", "--xyzzy", "5"], "see python -m mtrl_vec train --help"),
     ],

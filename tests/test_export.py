@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 from pathlib import Path
@@ -117,20 +118,31 @@ def test_the_command(tmp_path, capsys) -> None:
     file = tmp_path / "policy.onnx"
     assert main(["export", "pretrained", "--onnx", str(file)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"wrote {file}, 0.") and "from PyTorch's on 1,000 random observations" in out
+    assert out.startswith(f"wrote {file}, 0.") and "from PyTorch's on 153 observations" in out
     assert OnnxPolicy.load(file).tasks == load_policy("pretrained").tasks
 
 
-def test_a_model_that_differs_is_not_written(tmp_path, capsys, monkeypatch) -> None:
-    """Planted: the export forgets the clipping to [-1, 1], or another policy's weights."""
+@pytest.mark.parametrize("fault", ["other weights", "other statistics", "not clipped"])
+def test_a_model_that_differs_is_not_written(fault, tmp_path, capsys, monkeypatch) -> None:
+    """Planted faults of the export."""
 
-    class Other(OnnxPolicy):
-        def act(self, observation, task_idx):
-            return super().act(observation, task_idx) + 2e-5
+    def wrong(policy: TrainedPolicy) -> bytes:
+        other = copy.deepcopy(policy)
+        with torch.no_grad():
+            if fault == "other weights":
+                other.module.actor_heads[0].module.heads.bias2.add_(1e-3)
+            elif fault == "other statistics":
+                other.module.torso.module.features.observation_norm.mean.add_(1e-3)
+        if fault == "not clipped":
+            monkeypatch.setattr(torch.Tensor, "clamp", lambda x, low, high: x)
+        try:
+            return to_onnx(other)
+        finally:
+            monkeypatch.undo()
 
-    monkeypatch.setattr(command, "OnnxPolicy", Other)
+    monkeypatch.setattr(command, "to_onnx", wrong)
     assert main(["export", "pretrained", "--onnx", str(tmp_path / "policy.onnx")]) == 1
-    assert "differ by 2e-05 from PyTorch's" in capsys.readouterr().err
+    assert "from PyTorch's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,6 +150,7 @@ def test_bad_files(tmp_path, capsys, monkeypatch) -> None:
     for onnx_file, message in (
         (tmp_path / "none" / "x.onnx", "give a file in an existing folder"),
         (tmp_path, "give a file in an existing folder"),
+        (tmp_path / "policy.bin", "give a name that ends in .onnx"),
     ):
         assert main(["export", "pretrained", "--onnx", str(onnx_file)]) == 2
         err = capsys.readouterr().err

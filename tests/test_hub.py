@@ -25,6 +25,8 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as uploads of small files and downloads need."""
 
     files: dict[str, dict[str, bytes]]
+    asked: list[dict]
+    """To make repositories."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -35,6 +37,7 @@ class Hub(BaseHTTPRequestHandler):
             name = json.loads(body)["name"]
             owner = json.loads(body).get("organization") or "me"
             self.files.setdefault(f"{owner}/{name}", {})
+            self.asked.append(json.loads(body))
             return self.answer(200, {"url": f"{self.here}/{owner}/{name}", "name": name})
         if parts == ["api", "validate-yaml"]:
             return self.answer(200, {"errors": [], "warnings": []})
@@ -48,13 +51,15 @@ class Hub(BaseHTTPRequestHandler):
             entry = json.loads(line)
             if entry["key"] == "file":
                 self.files[repository][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                del self.files[repository][entry["value"]["path"]]
         url = f"{self.here}/{repository}/commit/{COMMIT}"
         self.answer(200, {"commitUrl": url, "commitOid": COMMIT, "commitMessage": ""})
 
     def do_GET(self) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
         repository, file = "/".join(parts[:2]), parts[-1]
-        if parts[2:4] != ["resolve", "main"] or repository not in self.files:
+        if parts[2:4] not in (["resolve", "main"], ["resolve", "v1"]) or repository not in self.files:
             return self.answer(404, {"error": "Repository not found"}, "RepoNotFound")
         if file not in self.files[repository]:
             return self.answer(404, {"error": "Entry not found"}, "EntryNotFound")
@@ -91,10 +96,10 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def hub():
     """A hub in a thread: its files, and its address."""
-    handler = type("OwnHub", (Hub,), {"files": {}})
+    handler = type("OwnHub", (Hub,), {"files": {}, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield handler.files, f"http://127.0.0.1:{server.server_port}"
+    yield handler, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
@@ -122,7 +127,8 @@ RESULTS = {"checkpoint": "/home/me/best.pt", "seeds": [100, 200]}
 
 
 def results(policy) -> dict[str, object]:
-    scores: dict[str, object] = {"frames": policy.frames, "eval/mean_success_rate": 0.75}
+    digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
+    scores: dict[str, object] = {"sha256": digest, "frames": policy.frames, "eval/mean_success_rate": 0.75}
     scores |= {"eval/mean_success_low": 0.7, "eval/mean_success_high": 0.8}
     for task, rate in zip(policy.tasks, (1.0, 0.5, 0.75), strict=True):
         at = f"eval/{task}/success"
@@ -136,13 +142,14 @@ def test_there_and_back(hub, call, tmp_path) -> None:
     pushed = call("-m", "mtrl_vec", "push", "pretrained", "me/three", "--results", "results.json")
     assert pushed.returncode == 0, pushed.stderr
     assert "load_policy('hf:me/three') loads it" in pushed.stdout
-    files = hub[0]["me/three"]
+    files = hub[0].files["me/three"]
     assert set(files) == {"README.md", "policy.pt", "results.json"}
     assert json.loads(files["results.json"])["eval/mean_success_rate"] == 0.75
 
     loaded = call(
         "-c",
         "import numpy as np, mtrl_vec; policy = mtrl_vec.load_policy('hf:me/three')\n"
+        "mtrl_vec.load_policy('hf:me/three@v1')\n"
         "rows = np.random.default_rng(0).normal(size=(5, 39))\n"
         "np.save('actions.npy', policy(rows, 'push')); print(policy.tasks, policy.frames)",
     )
@@ -165,8 +172,11 @@ def test_there_and_back(hub, call, tmp_path) -> None:
 
 
 def test_the_card(hub, call) -> None:
-    assert call("-m", "mtrl_vec", "push", "pretrained", "me/card").returncode == 0
-    text = hub[0]["me/card"]["README.md"].decode()
+    hub[0].files["me/card"] = {"results.json": b"of another policy"}
+    assert call("-m", "mtrl_vec", "push", "pretrained", "me/card", "--private").returncode == 0
+    assert set(hub[0].files["me/card"]) == {"README.md", "policy.pt"}
+    assert hub[0].asked[-1].get("private", hub[0].asked[-1].get("visibility")) in (True, "private")
+    text = hub[0].files["me/card"]["README.md"].decode()
     assert "Not evaluated under Meta-World's protocol." in text
     _, metadata, body = text.split("---\n", 2)
     assert yaml.safe_load(metadata)["library_name"] == "mtrl_vec" and "model-index" not in metadata
@@ -196,13 +206,18 @@ def test_the_card_of_an_evaluated_policy() -> None:
         (["push", "pretrained", "me/three", "--results", "none.json"], "cannot read --results none.json"),
         (
             ["push", "pretrained", "me/three", "--results", "wrong.json"],
-            "does not hold the results of this policy once",
+            "once (not enough values to unpack",
         ),
+        (["push", "pretrained", "me/three", "--results", "part.json"], "('seeds'): give what eval --json wrote for it"),
+        (["push", "pretrained", "three"], "repository is 'three': give owner/name"),
+        (["eval", "hf:me/three@v9"], "cannot load hf:me/three@v9 ("),
         (["push", "nowhere", "me/three"], "no checkpoint at nowhere"),
     ],
 )
 def test_bad_input(call, tmp_path, arguments, message) -> None:
     (tmp_path / "wrong.json").write_text("[]")
+    part = {name: value for name, value in results(load_policy("pretrained")).items() if name != "seeds"}
+    (tmp_path / "part.json").write_text(json.dumps([part]))
     result = call("-m", "mtrl_vec", *arguments)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
 

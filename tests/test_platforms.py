@@ -80,3 +80,20 @@ for thread in threads:
 print("answered", any(connection.poll() for connection in ours))
 """
     assert python(code, tmp_path) == "answered False\n"
+
+
+def test_workers_are_spawned_on_macos(tmp_path) -> None:
+    (tmp_path / "program.py").write_text("""
+import sys
+import mujoco, torch, torchrl, metaworld, psutil  # which ask for the system themselves
+real, sys.platform = sys.platform, "darwin"
+from mtrl_vec import processes
+sys.platform = real
+from mtrl_vec import make_env
+if __name__ == "__main__":
+    env = make_env(["reach"], num_envs=2, num_workers=1)
+    print(processes.START_METHOD, env.rollout(2)["next", "reward"].shape[:2])
+    env.close()
+""")
+    result = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert result.stdout == "spawn torch.Size([1, 2])\n", result.stderr[-3000:]

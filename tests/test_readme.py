@@ -85,7 +85,8 @@ def documented_commands() -> list[list[str]]:
     """The arguments of every command of ours that a page shows."""
     found = []
     for text in DOCUMENTS.values():
-        for block in re.findall(r"```(?:text|bash|)\n(.*?)```", text, re.DOTALL):
+        fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for block in [block for language, block in fences if language != "python"]:
             for line in block.replace("\\\n", " ").splitlines():
                 if not re.match(r"make |mtrl-vec |\.venv/|python -m |torchrun ", line):
                     continue
@@ -104,7 +105,16 @@ def documented_commands() -> list[list[str]]:
 def test_every_documented_command_can_be_typed() -> None:
     commands = documented_commands()
     assert len(commands) >= 25
-    assert {command[0] for command in commands} >= {"train", "eval", "plot", "video", "export", "push", "record"}
+    assert {command[0] for command in commands} >= {
+        "train",
+        "eval",
+        "plot",
+        "video",
+        "export",
+        "push",
+        "record",
+        "doctor",
+    }
     for command in commands:
         if "--help" not in command:
             parse(command)

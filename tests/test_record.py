@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from metaworld_oracle import make_env, set_vector
+from mtrl_vec.commands import dataset as dataset_module
 from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.record import play
 from mtrl_vec.policy import load_policy
+from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import resolve_tasks
 
 av = pytest.importorskip("av")
@@ -148,6 +151,13 @@ def test_every_frame_has_its_picture(dataset) -> None:
             assert episode[f"videos/{IMAGE}/from_timestamp"] == pytest.approx(start / 80)
             start += episode["length"]
             assert episode[f"videos/{IMAGE}/to_timestamp"] == pytest.approx(start / 80)
+        pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in shown[: mine[0]["length"]]]) / 255
+        told = {of: np.array(mine[0][f"stats/{IMAGE}/{of}"]) for of in ("mean", "std", "q50", "min")}
+        assert all(values.shape == (3, 1, 1) for values in told.values())
+        np.testing.assert_allclose(told["mean"][:, 0, 0], pixels.mean((0, 1, 2)), atol=0.02)  # encoding loses a little
+        np.testing.assert_allclose(told["std"][:, 0, 0], pixels.std((0, 1, 2)), atol=0.02)
+        np.testing.assert_allclose(told["q50"][:, 0, 0], np.median(pixels, axis=(0, 1, 2)), atol=0.02)
+        assert mine[0][f"stats/{IMAGE}/count"] == [mine[0]["length"]]
         first, later = (shown[i].to_ndarray(format="rgb24").astype(int) for i in (0, mine[0]["length"] - 1))
         assert np.abs(first - later).max() > 40  # the arm has moved
         again = shown[mine[0]["length"]].to_ndarray(format="rgb24").astype(int)
@@ -160,7 +170,11 @@ def test_lerobot_reads_it(dataset) -> None:
 
     read, frames = LeRobotDataset("me/demonstrations", root=dataset), frames_of(dataset)
     assert read.num_episodes == 4 and read.num_frames == len(frames["index"]) and read.fps == 80
-    np.testing.assert_allclose(read.hf_dataset[5]["action"].numpy(), frames["action"][5])
+    row = read[5]
+    np.testing.assert_allclose(row["action"].numpy(), frames["action"][5])
+    assert row["task"] == TASKS[frames["task_index"][5]] and row["next.success"] == frames["next.success"][5]
+    if IMAGE in read.features:
+        assert row[IMAGE].shape == (3, 64, 64)
 
 
 def test_failures_and_bad_input(tmp_path, capsys, monkeypatch) -> None:
@@ -189,7 +203,7 @@ def test_failures_and_bad_input(tmp_path, capsys, monkeypatch) -> None:
         (["--episodes", "0"], "episodes is 0"),
         (["--image-size", "65"], "image_size is 65"),
         (["--tasks", "door-open"], "task is 'door-open-v3': this policy was trained on"),
-        (["--out", "none/some"], "cannot write to none"),
+        (["--out", "none/some"], "cannot write none/some (No such file or directory)"),
     ):
         assert main([*quick, *more]) == 2
         assert message in capsys.readouterr().err
@@ -197,3 +211,48 @@ def test_failures_and_bad_input(tmp_path, capsys, monkeypatch) -> None:
     assert main([*quick, "--out", "other"]) == 2
     assert "datasets need pyarrow: pip install 'mtrl_vec[dataset]'" in capsys.readouterr().err
     assert sorted(os.listdir()) == ["some"]
+
+
+def test_nothing_is_left_of_a_recording_that_fails(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset_module.Dataset, "close", full)
+    quick = ["record", "pretrained", "--tasks", "reach", "--episodes", "1", "--image-size", "0"]
+    assert main(quick) == 2
+    assert "cannot write demonstrations (No space left on device)" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def test_no_episode_comes_twice() -> None:
+    """In a task whose starts are otherwise drawn from a pool, across batches of episodes."""
+    policy = load_policy("pretrained")
+    (task,) = resolve_tasks(["push"])
+    assert not task.settles
+    settles = next(task for task in resolve_tasks(["MT50"]) if task.settles)
+    first = [
+        play(lambda rows, _: np.zeros((len(rows), 4), np.float32), settles, 3, seed=0, first=n, max_episode_steps=1)
+        for n in (0, 3)
+    ]
+    starts = {episode.observation.tobytes() for batch in first for episode, _ in batch}
+    assert len(starts) == 6
+    again = play(policy, task, 2, seed=0, first=1, max_episode_steps=20)
+    alone = play(policy, task, 1, seed=0, first=2, max_episode_steps=20)
+    np.testing.assert_allclose(again[1][0].observation, alone[0][0].observation, atol=1e-4)  # its number decides
+
+
+def test_an_episode_ends_before_its_physics_become_unstable(monkeypatch) -> None:
+    real, steps = SimBatch.step, []
+
+    def unstable(sim, action):
+        steps.append(1)
+        step = real(sim, action)
+        return step._replace(unstable=np.array([len(steps) == 4, False]))
+
+    monkeypatch.setattr(SimBatch, "step", unstable)
+    (task,) = resolve_tasks(["reach"])
+    played = play(load_policy("pretrained"), task, 2, seed=0, first=0, max_episode_steps=8)
+    assert [len(episode.action) for episode, _ in played] == [3, 8]
+    assert [len(views) for _, views in played] == [3, 8]

@@ -37,10 +37,11 @@ def make(num_envs: int, **options):
     return gymnasium.make_vec("mtrl_vec/MT3-v0", num_envs=num_envs, num_workers=2, **options)
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_it_equals_a_lone_simulator(one_hot) -> None:
-    env = make(7, max_episode_steps=5, one_hot=one_hot, goals_seed=3)
-    sim = SimBatch(MT3, np.arange(7) % 3, seed=9, goals_seed=3, max_episode_steps=5)
+@pytest.mark.parametrize(("one_hot", "random_phase"), [(False, False), (True, False), (False, True)])
+def test_it_equals_a_lone_simulator(one_hot, random_phase) -> None:
+    options = {"goals_seed": 3, "max_episode_steps": 5, "random_phase": random_phase}
+    env = make(7, one_hot=one_hot, **options)
+    sim = SimBatch(MT3, np.arange(7) % 3, seed=9, **options)
     told = np.eye(3, dtype=np.float32)[np.arange(7) % 3] if one_hot else np.zeros((7, 0), np.float32)
     sim.reset()
     rng = np.random.default_rng(0)
@@ -152,3 +153,20 @@ def test_names_are_there_without_anything_heavy() -> None:
     program = "import sys, mtrl_vec, gymnasium; print('mtrl_vec/MT10-v0' in gymnasium.registry, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert found.split() == ["True", "False"] and mtrl_vec.__version__
+
+
+def test_a_seed_begins_anew_with_random_phases_too() -> None:
+    env = make(5, max_episode_steps=6, random_phase=True)
+    try:
+        runs = []
+        for _ in range(2):
+            env.reset(seed=4)
+            steps = [env.step(np.zeros((5, 4), np.float32)) for _ in range(8)]
+            runs.append([(observation.copy(), truncated.copy()) for observation, _, _, truncated, _ in steps])
+        for (observation, truncated), (again, truncated_again) in zip(*runs, strict=True):
+            np.testing.assert_array_equal(observation, again)
+            np.testing.assert_array_equal(truncated, truncated_again)
+        ends = np.array([truncated for _, truncated in runs[0]])
+        assert len({row.tobytes() for row in ends if row.any()}) > 1  # not all at once
+    finally:
+        env.close()

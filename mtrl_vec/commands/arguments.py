@@ -48,7 +48,7 @@ RENAMED = {
 class SamplingFlags:
     """Task sampling: which tasks new episodes get, and how much each task counts in the loss.
 
-    Settings that a method does not read are refused with it; None stands for the method's default.
+    Settings that the chosen method does not use are rejected; None means the method's default.
     """
 
     task_sampling: Method = "success"
@@ -58,18 +58,18 @@ class SamplingFlags:
     curriculum: tuple[str, ...] | None = None
     """With curriculum: the tasks in the order to learn them. By default the order of --tasks."""
     curriculum_success: float | None = None
-    """With curriculum: success rate at which a task is done; 0.9."""
+    """With curriculum: success rate at which a task is done. By default 0.9."""
     curriculum_frames: int | None = None
     """With curriculum: environment steps after which a task is done in any case; no limit."""
     min_task_prob: float | None = None
     """With success, progress and meta: least probability of a task; with curriculum: probability of each that is done.
     By default 0.4 / K with success, and 0.3 / K with the others."""
     min_task_weight: float | None = None
-    """With difficulty: least weight of a task in the loss, where all sum to 1; 0.3 / K."""
+    """With difficulty: minimum weight of a task in the loss; all weights sum to 1. By default 0.3 / K."""
     temperature: float | None = None
     """With difficulty, progress and meta: flattens weights or probabilities; 1."""
     difficulty_by: Literal["success", "loss"] | None = None
-    """With difficulty: success, what fails; loss, where the critic's loss falls slowly; success."""
+    """With difficulty: what makes a task difficult. success (default): it fails. loss: its critic loss falls slowly."""
     meta_lr: float | None = None
     """With meta: learning rate of the network; 0.01."""
 
@@ -95,7 +95,7 @@ class TrainCommand:
     """
 
     resume: Path | None = None
-    """Continue the run in this folder. Only flags of the runtime group may change."""
+    """Continue the run in this folder. Only runtime flags may change, except --run-dir and --overwrite."""
     preset: Literal["cpu", "gpu", "tutorial"] = "cpu"
     """Other defaults; other flags override them."""
     seed: int = 1
@@ -138,7 +138,7 @@ class ProfileCommand(TrainCommand):
 class EvalCommand:
     """Evaluate trained policies under Meta-World's official protocol: 50 goals per task and seed, mean action.
 
-    In Meta-World's own environments, which only its own tasks have.
+    Runs in Meta-World's own environments, so tasks of your own cannot be evaluated.
 
     Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
     """
@@ -146,7 +146,7 @@ class EvalCommand:
     checkpoints: Annotated[
         tuple[Path, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}; or an ONNX file of export."),
+        tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}; or an ONNX file written by export."),
     ]
     seeds: tuple[int, ...] = (100,)
     """Seeds of Meta-World's goals, 1 or more; each is another 50 goals a task."""
@@ -172,7 +172,7 @@ class PlotCommand:
     out: Path = Path("learning")
     """Where to: gets the endings .png and .svg."""
     quiet: bool = False
-    """Do not say what was written."""
+    """Do not print the names of the files."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,9 @@ class VideoCommand:
     episodes: int = 2
     """Episodes of each task, one after the other."""
     seed: int = 0
-    """Of the goals."""
+    """Seed of the goals."""
     quiet: bool = False
-    """Do not say what was written."""
+    """Do not print the names of the files."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ class ExportCommand:
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
     onnx: Path = Path("policy.onnx")
-    """Where to."""
+    """Output file; ends in .onnx."""
     quiet: bool = False
-    """Do not say what was written."""
+    """Do not print the names of the files."""
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,13 @@ class PushCommand:
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
     repository: Annotated[str, tyro.conf.Positional]
-    """owner/name; it is made if there is none."""
+    """owner/name; created if it does not exist."""
     results: Path | None = None
     """What eval --json wrote for this policy: success rates for the card."""
     private: bool = False
-    """Of a new repository: only its owner sees it."""
+    """Make a new repository private; otherwise the hub's default applies."""
     quiet: bool = False
-    """Do not say where to."""
+    """Do not print the address."""
 
 
 @dataclass(frozen=True)
@@ -238,11 +238,11 @@ class RecordCommand:
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
     out: Path = Path("demonstrations")
-    """Folder to make."""
+    """Folder to create."""
     tasks: tuple[str, ...] | None = None
     """Which of the policy's tasks; by default all."""
     episodes: int = 10
-    """Of each task."""
+    """Episodes per task."""
     max_episode_steps: int = 500
     """Time limit of an episode, in environment steps of 12.5 ms. One that succeeds ends ten steps later."""
     keep_failures: bool = False
@@ -250,14 +250,14 @@ class RecordCommand:
     image_size: int = 128
     """Width and height of the pictures, in pixels; 0: none. Without a GPU a picture takes about 0.05 s."""
     seed: int = 0
-    """Of goals and objects."""
+    """Seed of the goals and of where objects start."""
     quiet: bool = False
     """Show nothing but warnings."""
 
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Show versions, what the machine has, and what training would use: for a look of your own, and for bug reports.
+    """Show versions, the machine, and what training would use; include the output in bug reports.
 
     Example: python -m mtrl_vec doctor
     """
@@ -359,8 +359,10 @@ def _whole_numbers(
 
 def _flags_of(command: type) -> Iterator[str]:
     """All flags of a command, those of its groups too."""
-    hints = get_type_hints(command)
+    hints, full = get_type_hints(command), get_type_hints(command, include_extras=True)
     for one in dataclasses.fields(command):
+        if tyro.conf.Positional in getattr(full[one.name], "__metadata__", ()):
+            continue
         if dataclasses.is_dataclass(hints[one.name]):
             yield from _flags_of(hints[one.name])
         else:

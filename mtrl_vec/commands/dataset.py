@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtrl_vec.errors import InputError
+from mtrl_vec.sim.world import STEP_SECONDS
 from mtrl_vec.tasks.layout import ACTION_SIZE, OBSERVATION_SIZE
 
-FPS = 80
+FPS = round(1 / STEP_SECONDS)
 """Environment steps in a second of simulated time."""
 IMAGE = "observation.image"
 _PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -71,7 +72,7 @@ class Dataset:
     """Writes a dataset task by task; `close` completes it.
 
     Args:
-        folder: an empty one.
+        folder: where it goes; a new one, or empty.
         image_size: width and height of the pictures in pixels, even; 0 for none.
 
     Raises:
@@ -84,7 +85,7 @@ class Dataset:
         self._tasks: list[str] = []
         self._episodes: list[dict[str, Any]] = []
         self._frames: list[dict[str, NDArray]] = []
-        self._samples: list[NDArray[np.uint8]] = []
+        self._pixels: list[NDArray[np.int64]] = []
         self.num_frames = 0
         """So far."""
 
@@ -159,22 +160,21 @@ class Dataset:
         """All episodes in one film. No frame depends on later ones, and few on one another: they are read singly."""
         import av
 
-        samples: list[list[NDArray[np.uint8]]] = []
+        pixels: list[NDArray[np.int64]] = []
         with av.open(str(self._place(f"videos/{IMAGE}", k, "mp4")), "w") as film:
             stream = film.add_stream("libx264", rate=FPS, options={"g": "2", "bf": "0", "crf": "23"})
             stream.width = stream.height = self._image_size
             stream.pix_fmt = "yuv420p"
             for episode in pictures:
-                few = []
-                for step, picture in enumerate(episode):
+                counts = np.zeros((3, 256), dtype=np.int64)
+                for picture in episode:
                     film.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-                    if step % 16 == 0:
-                        few.append(picture[::4, ::4])
-                samples.append(few)
+                    counts += [np.bincount(picture[..., channel].ravel(), minlength=256) for channel in range(3)]
+                pixels.append(counts)
             film.mux(stream.encode())
-        for about, few in zip(self._episodes[-num_episodes:], samples, strict=True):
-            about |= _flat({IMAGE: _picture_statistics(np.stack(few))})
-            self._samples += few
+        for about, counts in zip(self._episodes[-num_episodes:], pixels, strict=True):
+            about |= _flat({IMAGE: _picture_statistics(counts, about["length"])})
+        self._pixels += pixels
 
     def close(self) -> None:
         """Write what describes the whole: episodes, tasks, statistics, and the features."""
@@ -187,7 +187,7 @@ class Dataset:
         tasks.to_parquet(self._folder / "meta" / "tasks.parquet")
         whole = {name: _statistics(np.concatenate([frames[name] for frames in self._frames])) for name in _NAMES}
         if self._image_size:
-            whole[IMAGE] = _picture_statistics(np.stack(self._samples))
+            whole[IMAGE] = _picture_statistics(np.sum(self._pixels, axis=0), self.num_frames)
         self._write_json("stats", whole)
         self._write_json("info", self._info())
 
@@ -241,15 +241,24 @@ def _statistics(values: NDArray) -> dict[str, list]:
     """Of values [n] or [n, ...] over their first dimension, [1] or [...] each."""
     rows = values.astype(np.float64).reshape(len(values), -1)
     found = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
-    found |= {f"q{100 * q:02.0f}": np.quantile(rows, q, axis=0) for q in _QUANTILES}
+    found |= {_name_of(q): np.quantile(rows, q, axis=0) for q in _QUANTILES}
     return {name: value.tolist() for name, value in found.items()} | {"count": [len(values)]}
 
 
-def _picture_statistics(pictures: NDArray[np.uint8]) -> dict[str, list]:
-    """Of the pixels of pictures [n, height, width, 3], in [0, 1], with the channels first: [3, 1, 1] each."""
-    found = _statistics(pictures.reshape(-1, 3) / 255)
-    channels = {name: [[[value]] for value in values] for name, values in found.items() if name != "count"}
-    return channels | {"count": [len(pictures)]}
+def _picture_statistics(counts: NDArray[np.int64], num_pictures: int) -> dict[str, list]:
+    """Of pixels in [0, 1], given how many have each of 256 values in each channel, [3, 256]: [3, 1, 1] each."""
+    values, share = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+    mean, there = share @ values, counts > 0
+    found = {"min": values[there.argmax(1)], "max": values[255 - there[:, ::-1].argmax(1)], "mean": mean}
+    found["std"] = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    cumulative = share.cumsum(axis=1)
+    for q in _QUANTILES:
+        found[_name_of(q)] = values[(cumulative >= q - 1e-9).argmax(1)]
+    return {name: [[[x]] for x in value.tolist()] for name, value in found.items()} | {"count": [num_pictures]}
+
+
+def _name_of(quantile: float) -> str:
+    return f"q{100 * quantile:02.0f}"
 
 
 def _flat(statistics: Mapping[str, Mapping[str, list]]) -> dict[str, list]:

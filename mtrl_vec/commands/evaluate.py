@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,13 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
     for policy in policies:
         progress = ignore if command.quiet else show_progress
         scores = evaluate(policy, command.seeds, num_workers, progress)
-        about = {"checkpoint": str(policy.file), "frames": policy.frames, "seeds": list(command.seeds)}
+        digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
+        about = {
+            "checkpoint": str(policy.file),
+            "sha256": digest,
+            "frames": policy.frames,
+            "seeds": list(command.seeds),
+        }
         results.append(about | scores)
         goals = f"{NUM_GOALS * len(command.seeds)} goals a task"
         heading = f"{policy.file}, trained for {policy.frames:,} frames, on {goals}"

@@ -22,6 +22,13 @@ def check_json(path: Path | None) -> None:
         check_file("--json", path)
 
 
+def check_least(**values: tuple[int, int]) -> None:
+    """Raises InputError where a number is below its least value. Args: pairs of both, by name."""
+    for name, (number, least) in values.items():
+        if number < least:
+            raise InputError(f"{name} is {number}: it must be at least {least}")
+
+
 def write(flag: str, path: Path, content: bytes) -> None:
     """Write the file that a flag names. Raises InputError."""
     try:

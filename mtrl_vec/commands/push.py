@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from mtrl_vec.commands.arguments import PushCommand
 from mtrl_vec.commands.output import say
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
-from mtrl_vec.policy import load_policy
+from mtrl_vec.policy import TrainedPolicy, load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
 from mtrl_vec.policy.hub import POLICY_FILE, PREFIX, upload
 from mtrl_vec.tasks.suite import TASK_SETS
@@ -26,32 +27,30 @@ def push(command: PushCommand) -> None:
     """Upload a policy, its card, and its results if they are given. Raises InputError."""
     policy = load_policy(command.checkpoint)
     content = policy_of(load_checkpoint(policy.file))
-    results = None if command.results is None else read_results(command.results, policy.tasks, policy.frames)
+    results = None if command.results is None else read_results(command.results, policy)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, POLICY_FILE)
         save_checkpoint(file, content)
         files = {"README.md": card(command.repository, content, results).encode(), POLICY_FILE: file.read_bytes()}
     if results is not None:
         files[RESULTS_FILE] = (json.dumps(results, indent=2) + "\n").encode()
-    where = upload(command.repository, files, private=command.private)
+    outdated = () if results else (RESULTS_FILE,)  # of a policy that was there before
+    where = upload(command.repository, files, outdated=outdated, private=command.private)
     say(f"pushed {', '.join(files)} to {where}: load_policy('{PREFIX}{command.repository}') loads it", command.quiet)
 
 
-def read_results(path: Path, tasks: tuple[str, ...], frames: int) -> dict[str, Any]:
+def read_results(path: Path, policy: TrainedPolicy) -> dict[str, Any]:
     """The results of a policy in a file of ``eval --json``. Raises InputError."""
+    digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
     try:
-        found = json.loads(path.read_text())
-        (results,) = [one for one in found if one["frames"] == frames and _tasks_of(one) == set(tasks)]
+        (results,) = [one for one in json.loads(path.read_text()) if one["sha256"] == digest]
+        _table(policy.tasks, results)
     except OSError as error:
         raise InputError(f"cannot read --results {path} ({error.strerror}): give what eval --json wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"does not hold the results of this policy once ({first_line(error)})"
-        raise InputError(f"--results {path} {problem}: give what eval --json wrote for it alone") from error
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"does not hold the results of {policy.file} once ({first_line(error)})"
+        raise InputError(f"--results {path} {problem}: give what eval --json wrote for it") from error
     return {**results, "checkpoint": POLICY_FILE}  # not a folder of this machine
-
-
-def _tasks_of(results: Mapping[str, Any]) -> set[str]:
-    return {name.split("/")[1] for name in results if name.endswith("/success_rate")}
 
 
 def card(repository: str, content: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
@@ -64,7 +63,7 @@ def card(repository: str, content: Mapping[str, Any], results: Mapping[str, Any]
     """
     config = TrainConfig.from_dict(content["config"])
     sets = [name for name, tasks in TASK_SETS.items() if tuple(task.name for task in tasks) == config.tasks]
-    what = f"Meta-World's {sets[0]}" if sets else f"{len(config.tasks)} of Meta-World's tasks"
+    what = f"Meta-World's {sets[0]}" if sets else ", ".join(config.tasks)
     call = f'policy(observation, "{config.tasks[0]}")  # [39] -> [4]'
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
     lines = [
@@ -75,7 +74,7 @@ def card(repository: str, content: Mapping[str, Any], results: Mapping[str, Any]
         "head for each task.",
         "",
         "```python",
-        "from mtrl_vec import load_policy  # pip install 'mtrl_vec[hub]'",
+        "from mtrl_vec import load_policy  # mtrl_vec with its extra 'hub'",
         "",
         f'policy = load_policy("{PREFIX}{repository}")',
         f"action = {call}",
@@ -102,7 +101,7 @@ def _metadata(repository: str, dataset: str, results: Mapping[str, Any] | None) 
     if results:
         lines += [
             "model-index:",
-            f"- name: {repository.split('/')[-1]}",
+            f"- name: {json.dumps(repository.split('/')[-1])}",
             "  results:",
             "  - task:",
             "      type: reinforcement-learning",

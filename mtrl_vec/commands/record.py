@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mtrl_vec.commands.arguments import RecordCommand
 from mtrl_vec.commands.dataset import Dataset, Episode, require_libraries
-from mtrl_vec.commands.output import say
+from mtrl_vec.commands.output import check_least, say
 from mtrl_vec.commands.stage import Stage
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import TrainedPolicy, load_policy
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 STEPS_AFTER_SUCCESS = 10
 """How much longer than to its first success an episode is recorded."""
+BATCH = 50
+"""Episodes that are simulated at once."""
 ATTEMPTS = 3
 """Episodes that are tried for each one that is wanted, where only successes count."""
 
@@ -44,17 +46,10 @@ class View(NamedTuple):
 
 def record(command: RecordCommand) -> None:
     """Record demonstrations of a policy. Raises InputError."""
-    for name, value, least in (
-        ("episodes", command.episodes, 1),
-        ("seed", command.seed, 0),
-        ("max_episode_steps", command.max_episode_steps, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}: it must be at least {least}")
+    check_least(episodes=(command.episodes, 1), seed=(command.seed, 0))
+    check_least(max_episode_steps=(command.max_episode_steps, 1))
     if command.image_size and (command.image_size < 64 or command.image_size % 2):
         raise InputError(f"image_size is {command.image_size}: it must be even and at least 64, or 0 for no pictures")
-    if command.out.exists():
-        raise InputError(f"{command.out} exists already: give another --out")
     require_libraries()
     policy = load_policy(command.checkpoint)
     tasks = resolve_tasks(command.tasks or policy.tasks)
@@ -62,20 +57,41 @@ def record(command: RecordCommand) -> None:
     if unknown:
         raise InputError(f"task is {unknown[0]!r}: this policy was trained on {', '.join(policy.tasks)}")
     with contextlib.ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".record-", dir=command.out.parent)))
-        except OSError as error:
-            raise InputError(f"cannot write to {command.out.parent} ({error.strerror}): give another --out") from error
+        folder = stack.enter_context(_new_folder(command.out))
         stage = stack.enter_context(Stage(command.image_size, command.image_size)) if command.image_size else None
-        dataset = Dataset(folder / "dataset", command.image_size)
+        dataset = Dataset(folder, command.image_size)
         for task in tasks:
             _record_task(dataset, policy, task, stage, command)
         if not dataset.num_episodes:
             raise InputError("no episode succeeded, so there is nothing to record: see --keep-failures")
         dataset.close()
-        (folder / "dataset").replace(command.out)
     found = f"{dataset.num_episodes:,} episodes, {dataset.num_frames:,} frames"
-    say(f"wrote {command.out}: {found}, in LeRobot's format v3.0", command.quiet)
+    say(f"wrote {command.out}: {found}, in LeRobot format v3.0", command.quiet)
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``out`` at the end of the block, unless that raises.
+
+    Raises:
+        InputError: ``out`` exists, or something cannot be written.
+    """
+    made = False
+    try:
+        out.mkdir()  # so that no other process takes the name meanwhile
+        made = True
+        with tempfile.TemporaryDirectory(prefix=".record-", dir=out.parent) as beside:
+            part = Path(beside, out.name)
+            yield part
+            part.replace(out)
+        made = False
+    except FileExistsError as error:
+        raise InputError(f"{out} exists already: give another --out") from error
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}): make room, or give another --out") from error
+    finally:
+        if made:
+            out.rmdir()
 
 
 def _record_task(
@@ -84,9 +100,9 @@ def _record_task(
     wanted, tried = command.episodes, 0
     kept: list[tuple[Episode, list[View]]] = []
     while len(kept) < wanted and tried < (1 if command.keep_failures else ATTEMPTS) * wanted:
-        count = wanted - len(kept)
+        count = min(wanted - len(kept), BATCH)
         played = play(policy, task, count, seed=command.seed, first=tried, max_episode_steps=command.max_episode_steps)
-        kept += [one for one in played if command.keep_failures or one[0].success.any()]
+        kept += [(e, views) for e, views in played if len(e.action) and (command.keep_failures or e.success.any())]
         tried += count
     if len(kept) < wanted:
         print(f"warning: {len(kept)} of {tried} episodes of {task.name} succeeded", file=sys.stderr)
@@ -101,6 +117,8 @@ def play(
 ) -> list[tuple[Episode, list[View]]]:
     """Episodes of a policy's mean actions, to a little after their first success, and what there is to draw of them.
 
+    One whose physics becomes unstable ends before that step.
+
     Args:
         policy: which acts.
         task: one that it knows.
@@ -110,7 +128,9 @@ def play(
     """
     from mtrl_vec.sim import SimBatch
 
-    sim = SimBatch([task], [0] * count, seed=seed, first_slot=first, max_episode_steps=max_episode_steps)
+    # Fresh starts: from a pool of them the same episodes would come again.
+    options = {"first_slot": first, "max_episode_steps": max_episode_steps, "fresh_starts": True}
+    sim = SimBatch([task], [0] * count, seed=seed, **options)
     observation = sim.reset()
     ends = np.full(count, max_episode_steps)
     succeeded = np.zeros(count, dtype=bool)
@@ -125,11 +145,11 @@ def play(
         rows.append((observation.astype(np.float32), action, step.reward.astype(np.float32), step.success))
         observation = step.observation
         ends = np.where(step.success & ~succeeded, np.minimum(ends, len(rows) + STEPS_AFTER_SUCCESS), ends)
-        ends = np.where(step.unstable, np.minimum(ends, len(rows)), ends)
+        ends = np.where(step.unstable, np.minimum(ends, len(rows) - 1), ends)
         succeeded |= step.success
     columns = [np.stack(column) for column in zip(*rows, strict=True)]
     episodes = [Episode(*(column[:end, slot] for column in columns)) for slot, end in enumerate(ends.tolist())]
-    return list(zip(episodes, views, strict=True))
+    return [(episode, seen[: len(episode.action)]) for episode, seen in zip(episodes, views, strict=True)]
 
 
 def _draw(stage: Stage, task: str, views: Sequence[View]) -> Iterator[NDArray[np.uint8]]:

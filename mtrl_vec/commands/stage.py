@@ -79,7 +79,7 @@ def choose_gl() -> str:
             return gl
     if given:
         raise InputError(f"MUJOCO_GL={given} does not work here: unset it to use what does")
-    raise InputError("video needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, or libosmesa6")
+    raise InputError("drawing needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, or libosmesa6")
 
 
 def _settings(gl: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mtrl_vec.commands.arguments import VideoCommand
-from mtrl_vec.commands.output import say_written
+from mtrl_vec.commands.output import check_least, say_written
 from mtrl_vec.commands.stage import Stage
 from mtrl_vec.errors import InputError
 from mtrl_vec.tasks.suite import resolve_tasks
@@ -89,8 +89,8 @@ def record(
             to; all before anything is simulated.
     """
     found = resolve_tasks(tasks)
-    counts = {"episodes": (episodes, 1), "seed": (seed, 0), "max_episode_steps": (max_episode_steps, 1)}
-    _check_counts(counts | {"fps": (fps, 1), "width": (width, 64), "height": (height, 64)})
+    check_least(episodes=(episodes, 1), seed=(seed, 0), max_episode_steps=(max_episode_steps, 1))
+    check_least(fps=(fps, 1), width=(width, 64), height=(height, 64))
     files = _files(out)
     width, height = fitting(len(found), width, height)
     with _folder_beside(out) as beside, Stage(width, height) as stage:
@@ -104,13 +104,6 @@ def record(
         for part, file in zip(parts, files, strict=True):
             part.replace(file)
     return files
-
-
-def _check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
-    """Raises InputError where a number is below its least value."""
-    for name, (number, least) in counts.items():
-        if number < least:
-            raise InputError(f"{name} is {number}: it must be at least {least}")
 
 
 def _files(out: Path) -> list[Path]:

@@ -103,7 +103,7 @@ class LearnerConfig:
     """Correlation of the actions' noise from one step to the next in tasks without success; it falls linearly to 0 at a
     success rate of 50 %. Motions that are kept up find what white noise does not: how to open a drawer."""
     hold_std: bool = True
-    """Keep the standard deviation of tasks without success at its limit; the lower bound falls likewise."""
+    """Keep the standard deviation of tasks without success at its limit; this fades as noise_correlation does."""
     exploration_delay: int | None = None
     """Environment steps of a task before correlated noise and held standard deviations begin; they are in full force
     after twice as many. By default 150,000 for up to 3 tasks, which are learned sooner without, and 0 for more."""
@@ -143,7 +143,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How and how long a run executes, not what it learns: these settings may change when it is resumed."""
+    """How and how long a run executes, not what it learns. All but run_dir and overwrite may change on resume."""
 
     total_frames: int | None = None
     """Environment steps to train for, over all tasks; rounded up to whole iterations. By default 360,000 per task, but
@@ -157,7 +157,8 @@ class RuntimeConfig:
     wandb: bool = False
     """Also log to Weights & Biases, which has to be installed."""
     num_workers: int | None = None
-    """Simulator processes of each rank, over which its environments are spread. By default what suits the machine."""
+    """Simulator processes of each rank, over which its environments are spread. By default one per core, or one less
+    with more than two cores."""
     device: Device = "auto"
     """Where the policy lives and learns. auto: CUDA when there is one."""
     precision: Precision = "fp32"

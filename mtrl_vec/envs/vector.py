@@ -45,7 +45,8 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
         num_workers: processes; by default what suits the machine.
         one_hot: append which of the tasks it is to the observation, which is then [39 + K] instead of [39].
         seed: of all random streams, until `reset` is given another.
-        goals_seed, max_episode_steps, fresh_starts: see `mtrl_vec.sim.SimBatch`.
+        goals_seed, max_episode_steps, random_phase, fresh_starts: see `mtrl_vec.sim.SimBatch`. With ``random_phase``
+            first episodes are shorter, so that the environments do not all start new ones at once.
 
     Raises:
         InputError: see `mtrl_vec.make_env`.
@@ -63,6 +64,7 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
         seed: int = 0,
         goals_seed: int | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
+        random_phase: bool = False,
         fresh_starts: bool = False,
     ) -> None:
         self.num_envs = num_envs
@@ -77,7 +79,7 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
             seed=seed,
             goals_seed=goals_seed,
             max_episode_steps=max_episode_steps,
-            random_phase=False,
+            random_phase=random_phase,
             fresh_starts=fresh_starts,
         )
         size = OBSERVATION_SIZE + one_hot * len(self.tasks)

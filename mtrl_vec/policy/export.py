@@ -58,7 +58,7 @@ def to_onnx(policy: TrainedPolicy) -> bytes:
 class OnnxPolicy:
     """A policy that onnxruntime evaluates, on the CPU, with one thread.
 
-    Can be used like a `TrainedPolicy`: by `mtrl_vec.tasks.official.evaluate`, for example.
+    It acts for `mtrl_vec.tasks.official.evaluate`.
 
     Args:
         model: what `to_onnx` returned.

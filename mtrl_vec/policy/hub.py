@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ def download(path: Path) -> Path:
         return Path(client.hf_hub_download(repository, POLICY_FILE, revision=revision or None))
 
 
-def upload(repository: str, files: Mapping[str, bytes], *, private: bool = False) -> str:
+def upload(
+    repository: str, files: Mapping[str, bytes], *, outdated: Collection[str] = (), private: bool = False
+) -> str:
     """Put files into a repository for models in one commit, and make the repository if there is none.
 
     Args:
         repository: ``owner/name``.
         files: contents by their names.
-        private: of a new repository: whether only its owner sees it.
+        outdated: files to remove where the repository has them.
+        private: make a new repository private; otherwise the hub's default applies.
 
     Returns:
         The address of the commit.
@@ -49,12 +53,15 @@ def upload(repository: str, files: Mapping[str, bytes], *, private: bool = False
     Raises:
         InputError: the hub does not take them, no connection, or huggingface_hub is not installed.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError(f"repository is {repository!r}: give owner/name")
     client = _client()
     with _explained(f"cannot push to {repository}", "log in with 'hf auth login', and give owner/name of your own"):
         api = client.HfApi()
-        api.create_repo(repository, private=private, exist_ok=True)
-        added = [client.CommitOperationAdd(name, content) for name, content in files.items()]
-        commit = api.create_commit(repository, added, commit_message=f"Upload {', '.join(files)}")
+        api.create_repo(repository, private=True if private else None, exist_ok=True)
+        changes = [client.CommitOperationAdd(name, content) for name, content in files.items()]
+        changes += [client.CommitOperationDelete(name) for name in outdated if api.file_exists(repository, name)]
+        commit = api.create_commit(repository, changes, commit_message=f"Upload {', '.join(files)}")
         return str(commit.commit_url)
 
 

@@ -101,7 +101,6 @@ class SimBatch:
         self.observation = np.zeros((n, OBSERVATION_SIZE))
         """[n, 39]"""
         self._previous_frame = np.zeros((n, FRAME_SIZE))  # not clipped
-        self._fresh = np.ones(n, dtype=bool)  # never reset so far
         self._resting = np.zeros(n, dtype=bool)
         self._kept = np.zeros((n, scoring.NUM_KEPT))  # of the start of each episode
         self._fixture = np.zeros((n, 3))
@@ -112,8 +111,9 @@ class SimBatch:
         self._plan: Plan | None = None
 
     def seed(self, seed: int) -> None:
-        """Restart every slot's random stream."""
+        """Restart every slot's random stream; its next episode counts as the first one."""
         self._rngs = slot_streams(seed, self._first_slot, self.num_slots)
+        self._fresh = np.ones(self.num_slots, dtype=bool)  # never reset so far
         self._starts = SavedStarts()  # of the vectors below
         fresh: list[Array | None] = [None] * len(self.tasks)
         self._vectors = self._fixed or (fresh if self.fresh_starts else pools(self.tasks, seed))  # to draw from
