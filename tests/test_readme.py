@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,15 @@ def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
     assert (ROOT / "LICENSE").read_text().startswith("MIT License\n")
     assert 'license = "MIT"' in (ROOT / "pyproject.toml").read_text()
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_everything_that_can_be_installed_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+    text = (ROOT / "constraints.txt").read_text()
+    pinned = {name.lower().replace("_", "-") for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE)}
+    assert len(names) > 25 and names - pinned == {"mtrl-vec", "wandb"}
 
 
 def test_links_exist() -> None:
