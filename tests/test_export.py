@@ -23,7 +23,16 @@ from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.official import Unit, evaluate, run_unit
 from mtrl_vec.tasks.suite import resolve_tasks
 
+pytestmark = pytest.mark.xdist_group("export")  # whose first model takes seconds longer than the others
+
 INCLUDED = sorted(PRETRAINED.values())
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[TrainedPolicy, bytes]:
+    """A policy and its model, which takes seconds to make."""
+    policy = load_policy("pretrained")
+    return policy, to_onnx(policy)
 
 
 def observations(policy: TrainedPolicy, steps: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +45,9 @@ def observations(policy: TrainedPolicy, steps: int = 30) -> tuple[np.ndarray, np
     return np.concatenate(rows), np.tile(sim.task_idx, len(rows))
 
 
-@pytest.mark.parametrize("name", INCLUDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "-" in name else []) for name in INCLUDED]
+)
 def test_included_policies_act_the_same_in_onnxruntime(name) -> None:
     policy = load_policy(name)
     model = to_onnx(policy)
@@ -80,9 +91,9 @@ def test_policies_of_other_settings(tasks, changes) -> None:
     np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
 
 
-def test_the_model_without_this_package() -> None:
+def test_the_model_without_this_package(small) -> None:
     """What docs/sharing.md says: names, types and shapes, in plain onnxruntime."""
-    session = onnxruntime.InferenceSession(to_onnx(load_policy("pretrained")), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(small[1], providers=["CPUExecutionProvider"])
     assert [(i.name, i.shape[1:], i.type) for i in session.get_inputs()] == [
         ("observation", [39], "tensor(float)"),
         ("task_idx", [], "tensor(int64)"),
@@ -92,9 +103,8 @@ def test_the_model_without_this_package() -> None:
     assert metadata["tasks"] == "reach-v3,push-v3,pick-place-v3" and int(metadata["frames"]) > 0
 
 
-def test_goals_that_are_reached_are_the_same() -> None:
-    policy = load_policy("pretrained")
-    exported = OnnxPolicy(to_onnx(policy))
+def test_goals_that_are_reached_are_the_same(small) -> None:
+    policy, exported = small[0], OnnxPolicy(small[1])
     for k in range(3):
         unit = Unit(k, 100, num_goals=3)
         assert run_unit(exported, unit)[f"eval/{policy.tasks[k]}/success_rate"] == 1.0
@@ -166,8 +176,8 @@ def test_bad_files(tmp_path, capsys, monkeypatch) -> None:
     assert not (tmp_path / "policy.onnx").exists()
 
 
-def test_what_acts_is_all_that_is_exported() -> None:
+def test_what_acts_is_all_that_is_exported(small) -> None:
     """The critic's weights, and those of features that are not used, would only make the file larger."""
-    policy = load_policy("pretrained")
+    policy, model = small
     numbers = sum(t.numel() for name, t in policy.module.state_dict().items() if not name.startswith("critic_heads."))
-    assert 4 * numbers < len(to_onnx(policy)) < 4 * numbers + 100_000
+    assert 4 * numbers < len(model) < 4 * numbers + 100_000

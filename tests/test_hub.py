@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from mtrl_vec.commands.cli import main
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
 
@@ -201,30 +202,37 @@ def test_the_card_of_an_evaluated_policy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "hf:me/nobody"], "cannot load hf:me/nobody ("),
-        (["eval", "hf:not-a-name/with/slashes"], "cannot load hf:not-a-name/with/slashes ("),
-        (["push", "pretrained", "me/three", "--results", "none.json"], "cannot read --results none.json"),
-        (
-            ["push", "pretrained", "me/three", "--results", "wrong.json"],
-            "once (not enough values to unpack",
-        ),
-        (["push", "pretrained", "me/three", "--results", "part.json"], "('seeds'): give what eval --json wrote for it"),
-        (["push", "pretrained", "three"], "repository is 'three': give owner/name"),
-        (["eval", "hf:me/three@v9"], "cannot load hf:me/three@v9 ("),
-        (["push", "nowhere", "me/three"], "no checkpoint at nowhere"),
+        (["me/three", "--results", "none.json"], "cannot read --results none.json"),
+        (["me/three", "--results", "wrong.json"], "once (not enough values to unpack"),
+        (["me/three", "--results", "part.json"], "('seeds'): give what eval --json wrote for it"),
+        (["three"], "repository is 'three': give owner/name"),
     ],
 )
-def test_bad_input(call, tmp_path, arguments, message) -> None:
+def test_what_is_wrong_before_anything_is_sent(arguments, message, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.json").write_text("[]")
     part = {name: value for name, value in results(load_policy("pretrained")).items() if name != "seeds"}
     (tmp_path / "part.json").write_text(json.dumps([part]))
-    result = call("-m", "mtrl_vec", *arguments)
-    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert main(["push", "pretrained", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
-def test_no_permission_and_no_connection(call) -> None:
-    result = call("-m", "mtrl_vec", "push", "pretrained", "me/other", token="hf_other")
-    assert result.returncode == 2 and "cannot push to me/other (" in result.stderr, result.stderr
-    assert "hf auth login" in result.stderr and result.stderr.count("\n") == 1
+def test_what_the_hub_does_not_have_or_take(call) -> None:
+    attempts = {
+        "eval hf:me/nobody": "cannot load hf:me/nobody (",
+        "eval hf:not-a-name/with/slashes": "cannot load hf:not-a-name/with/slashes (",
+        "eval hf:me/three@v9": "cannot load hf:me/three@v9 (",
+        "push pretrained me/other": "cannot push to me/other (",
+    }
+    code = "import sys; from mtrl_vec.commands.cli import main; print(*[main(line.split()) for line in sys.argv[1:]])"
+    result = call("-c", code, *attempts, token="hf_other")
+    assert result.stdout.split() == ["2"] * 4
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4 and all(message in line for message, line in zip(attempts.values(), lines, strict=True))
+    assert "hf auth login" in lines[-1]
+
+
+def test_no_connection(call) -> None:
     result = call("-m", "mtrl_vec", "eval", "hf:me/three", endpoint="http://127.0.0.1:9")
     assert result.returncode == 2 and "cannot load hf:me/three (" in result.stderr, result.stderr
