@@ -125,7 +125,7 @@ def test_without_libraries_their_packages_are_named(tmp_path, working_gl) -> Non
     run = python(CHOOSE, LD_LIBRARY_PATH=path)
     assert run.stdout == ""
     assert run.stderr.splitlines()[-1] == (
-        "mtrl_vec.errors.InputError: video needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, "
+        "mtrl_vec.errors.InputError: drawing needs OpenGL: on Debian and Ubuntu apt install libegl1 libgl1-mesa-dri, "
         "or libosmesa6"
     )
     for file in tmp_path.glob("libOSMesa*"):

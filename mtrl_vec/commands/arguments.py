@@ -373,7 +373,7 @@ def _flags_of(command: type) -> Iterator[str]:
 def _suggestion(message: str, command: str) -> str:
     """The flag that an unknown one was perhaps meant to be."""
     match = re.match(r"Unrecognized (?:or misplaced )?options: (--[\w-]+)", message)
-    close = difflib.get_close_matches(match[1], _flags_of(COMMANDS[command]), n=1) if match else []
+    close = difflib.get_close_matches(match[1], _flags_of(COMMANDS[command]), n=1, cutoff=0.75) if match else []
     return f": did you mean {close[0]}?" if close else ""
 
 

@@ -39,6 +39,7 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
     for policy in policies:
         progress = ignore if command.quiet else show_progress
         scores = evaluate(policy, command.seeds, num_workers, progress)
+        assert policy.file is not None
         digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
         about = {
             "checkpoint": str(policy.file),

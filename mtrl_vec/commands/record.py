@@ -129,8 +129,8 @@ def play(
     from mtrl_vec.sim import SimBatch
 
     # Fresh starts: from a pool of them the same episodes would come again.
-    options = {"first_slot": first, "max_episode_steps": max_episode_steps, "fresh_starts": True}
-    sim = SimBatch([task], [0] * count, seed=seed, **options)
+    limit = max_episode_steps
+    sim = SimBatch([task], [0] * count, seed=seed, first_slot=first, max_episode_steps=limit, fresh_starts=True)
     observation = sim.reset()
     ends = np.full(count, max_episode_steps)
     succeeded = np.zeros(count, dtype=bool)
