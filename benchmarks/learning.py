@@ -30,11 +30,11 @@ import tyro
 from common import progress, run_benchmark
 
 import mtrl_vec.policy
-from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.commands.curves import read_metrics
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import RuntimeConfig, TrainConfig
 from mtrl_vec.errors import InputError
-from mtrl_vec.files import write_atomically
+from mtrl_vec.files import sha256_of, write_atomically
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, CRITIC, PRETRAINED, load_checkpoint, load_latest, save_checkpoint
 from mtrl_vec.tasks.suite import MT3, TASK_SETS
@@ -258,7 +258,7 @@ def measure(
     mean = "eval/mean_success_rate"
     row[mean] = round(score[mean], 4)
     row["evaluated"], row["evaluated_frames"] = Path(score["checkpoint"]).name, score["frames"]
-    row["sha256"] = hashlib.sha256((run_dir / BEST_NAME).read_bytes()).hexdigest()
+    row["sha256"] = sha256_of(run_dir / BEST_NAME)
     row["eval_seeds"] = " ".join(map(str, eval_seeds))
     row["command"] = shlex.join(["python", "-m", "mtrl_vec", "train", *flags])
     return row | machine() | versions()
@@ -295,7 +295,7 @@ def ship(cell: str, suite: str) -> None:
     if len(policy) > LARGEST:
         save_checkpoint(PACKAGE / f"{name}.pt", smaller(load_checkpoint(best)))
         provenance["weights"] = "float16, without the critic"
-        provenance["sha256"] = hashlib.sha256((PACKAGE / f"{name}.pt").read_bytes()).hexdigest()
+        provenance["sha256"] = sha256_of(PACKAGE / f"{name}.pt")
     else:
         write_atomically(PACKAGE / f"{name}.pt", policy)
     write_atomically(PACKAGE / f"{name}.json", (json.dumps(provenance, indent=2) + "\n").encode())

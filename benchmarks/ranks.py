@@ -19,7 +19,7 @@ import torch
 import tyro
 from common import check_arguments, progress, run_benchmark, write_results
 
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.torchrun import join

@@ -29,7 +29,7 @@ from common import check_arguments, progress, run_benchmark, seconds_per_call, w
 from learner import inference_call, random_rollout, update_call
 from tensordict import TensorDictBase
 
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
 from mtrl_vec.envs.make import default_num_workers

@@ -21,7 +21,7 @@ import tyro
 from common import progress, run_benchmark
 from scipy.stats import permutation_test
 
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.errors import InputError
 
 FOLDER = Path(__file__).parent / "task_sampling"

@@ -19,7 +19,7 @@ import tyro
 from common import check_arguments, progress, run_benchmark, write_results
 from task_sampling import METHODS
 
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.errors import InputError
 from mtrl_vec.train import Trainer
 

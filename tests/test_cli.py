@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from helpers import SMALL
-from mtrl_vec.commands.arguments import RENAMED, parse_train
 from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.parsing import RENAMED, parse_train
 from mtrl_vec.commands.stage import choose_gl
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from helpers import make_batch, make_policy, tiny_config
-from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.commands.curves import read_metrics
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import PRETRAINED, load_checkpoint, save_checkpoint

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import mtrl_vec
-from mtrl_vec.commands.arguments import parse
 from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.parsing import parse
 from mtrl_vec.train.metrics import COLUMNS
 
 ROOT = Path(__file__).parent.parent

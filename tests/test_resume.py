@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from helpers import assert_same, make_policy, tiny_config
-from mtrl_vec.commands.arguments import parse_train
 from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config.sampling import CurriculumConfig, MetaConfig
 from mtrl_vec.errors import InputError
 from mtrl_vec.learn.ppo import PPO

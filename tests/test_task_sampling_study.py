@@ -13,7 +13,7 @@ import pytest
 import task_sampling
 import task_sampling_cost
 
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy.checkpoint import save_checkpoint
 from mtrl_vec.train.resolve import resolve

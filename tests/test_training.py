@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 
 from helpers import make_policy, tiny_config
-from mtrl_vec.commands.arguments import parse_train
+from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.envs import make_env
 from mtrl_vec.learn.acting import ActingPolicy

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from mtrl_vec.commands import arguments as flags
+from mtrl_vec.commands.parsing import parse
 from mtrl_vec.errors import InputError, RunFailed
 from mtrl_vec.processes import num_ranks
 
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
         error = InputError(f"torchrun is for train alone: run {arguments[0]} in one process")
         error.shown_elsewhere = os.environ["RANK"] != "0"
         raise error
-    command = flags.parse(arguments)
+    command = parse(arguments)
     if isinstance(command, flags.ProfileCommand):
         from mtrl_vec.commands.profile import profile
 

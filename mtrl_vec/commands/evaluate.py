@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 from mtrl_vec.commands.arguments import EvalCommand
 from mtrl_vec.commands.output import check_json, write_json
 from mtrl_vec.errors import InputError
+from mtrl_vec.files import sha256_of
 from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.export import OnnxPolicy
@@ -40,10 +40,9 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
         progress = ignore if command.quiet else show_progress
         scores = evaluate(policy, command.seeds, num_workers, progress)
         assert policy.file is not None
-        digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
         about = {
             "checkpoint": str(policy.file),
-            "sha256": digest,
+            "sha256": sha256_of(policy.file),
             "frames": policy.frames,
             "seeds": list(command.seeds),
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from mtrl_vec.commands.arguments import PushCommand
 from mtrl_vec.commands.output import say
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
+from mtrl_vec.files import sha256_of
 from mtrl_vec.policy import TrainedPolicy, load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint, save_checkpoint
 from mtrl_vec.policy.hub import POLICY_FILE, PREFIX, upload
@@ -41,7 +41,7 @@ def push(command: PushCommand) -> None:
 
 def read_results(path: Path, policy: TrainedPolicy) -> dict[str, Any]:
     """The results of a policy in a file of ``eval --json``. Raises InputError."""
-    digest = hashlib.sha256(policy.file.read_bytes()).hexdigest()
+    digest = sha256_of(policy.file)
     try:
         (results,) = [one for one in json.loads(path.read_text()) if one["sha256"] == digest]
         _table(policy.tasks, results)

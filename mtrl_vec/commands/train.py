@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtrl_vec.commands.arguments import parse, peek
+from mtrl_vec.commands.parsing import parse, peek
 from mtrl_vec.errors import InputError, RunFailed
 from mtrl_vec.processes import num_ranks
 
