@@ -1,0 +1,64 @@
+"""Every command that README and documentation show runs, in the order in which the pages show them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub import client_settings, local_hub
+from test_readme import documented_commands
+
+from mtrl_vec.policy.checkpoint import BEST_NAME, find_checkpoint
+
+RUN = "runs/my-run"
+FEW = {
+    "train": ["--eval-interval", "0"],
+    "video": ["--episodes", "1"],
+    "record": ["--episodes", "1", "--image-size", "64"],
+}
+"""Flags with which the commands do the same with less."""
+
+
+def shortened(command: list[str], folder: Path) -> list[str]:
+    """A command as shown, but for the length of what it does, and for folders outside of its own."""
+    words = [word.replace("/shared/", f"{folder}/shared/").replace("runs/new", RUN) for word in command]
+    if "--help" in words:
+        return words
+    few = FEW.get(words[0], [])
+    if words[0] == "train":
+        few = [*few, "--total-frames", "50000" if "--resume" in words else "1"]  # a run is at least one iteration
+    for flag, value in zip(few[::2], few[1::2], strict=True):
+        if flag in words:
+            words[words.index(flag) + 1] = value
+        else:
+            words += [flag, value]
+    return words
+
+
+@pytest.mark.slow
+def test_every_documented_command_runs(tmp_path) -> None:
+    done: list[list[str]] = []
+    with local_hub() as (hub, address):
+        settings = os.environ | client_settings(address, tmp_path / "hf") | {"OMP_NUM_THREADS": "1"}
+        for command in (shortened(words, tmp_path) for words in documented_commands()):
+            if command in done:
+                continue
+            result = subprocess.run(
+                [sys.executable, "-m", "mtrl_vec", *command],
+                cwd=tmp_path,
+                env=settings,
+                capture_output=True,
+                text=True,
+                timeout=400,
+            )
+            assert result.returncode == 0, (command, result.stderr[-2000:])
+            done.append(command)
+            if command[:1] == ["train"] and RUN in command and "--init-from" not in command:
+                # An untrained policy has nothing to record.
+                shutil.copy(find_checkpoint(Path("pretrained-mt10")), tmp_path / RUN / BEST_NAME)
+        assert sorted(hub.files) == ["my-name/mt10", "owner/name"]
+    assert len(done) > 20
