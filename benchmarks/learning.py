@@ -37,6 +37,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import sha256_of, write_atomically
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, CRITIC, PRETRAINED, load_checkpoint, load_latest, save_checkpoint
+from mtrl_vec.policy.migrations import OBSERVATION_NORM
 from mtrl_vec.tasks.suite import MT3, TASK_SETS
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import resumed_config
@@ -304,7 +305,8 @@ def ship(cell: str, suite: str) -> None:
 def smaller(content: dict[str, Any]) -> dict[str, Any]:
     """What a policy acts with, its weights in half the precision; statistics of observations need all of it."""
     acting = {name: tensor for name, tensor in content["policy"].items() if not name.startswith(CRITIC)}
-    return content | {"policy": {name: t.half() if t.dim() > 1 else t for name, t in acting.items()}}
+    weights = {name: t.half() for name, t in acting.items() if t.dim() > 1 and not name.startswith(OBSERVATION_NORM)}
+    return content | {"policy": acting | weights}
 
 
 def report(rows: Sequence[Row], tasks: Sequence[str] = TASK_NAMES) -> str:

@@ -14,6 +14,8 @@ from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, MetaCon
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
+from mtrl_vec.policy.migrations import OBSERVATION_NORM
+from mtrl_vec.policy.normalization import ObservationNorm
 from mtrl_vec.train import Trainer
 
 FLAT = {
@@ -78,10 +80,18 @@ FLAT = {
 ACTOR = "actor_heads.module.0.module."
 
 
+def _moments(norm: ObservationNorm) -> dict[str, torch.Tensor]:
+    """Without the dimension of the groups, as versions before 6 had them."""
+    return {"mean": norm.mean, "var": norm.var, "count": norm.count[0]}
+
+
 def save_version_1(path: Path, **changes: object) -> dict[str, torch.Tensor]:
     """A checkpoint as version 1 wrote it, also with much that no longer exists. Returns the policy's state."""
     torch.manual_seed(0)
-    policy = make_policy(tiny_config(tasks=("push", "reach"), relative_features=False, popart=False))
+    settings = {"relative_features": False, "popart": False, "per_task_normalization": False}
+    policy = make_policy(tiny_config(tasks=("push", "reach"), **settings))
+    norm = policy.torso.module.features.observation_norm
+    norm.update(torch.randn(50, 39), torch.ones(50, 1))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     state = policy.state_dict()
@@ -93,7 +103,7 @@ def save_version_1(path: Path, **changes: object) -> dict[str, torch.Tensor]:
         "config": FLAT | changes,
         "iteration": 3,
         "frames": 576,
-        "policy": state,
+        "policy": state | {f"{OBSERVATION_NORM}{name}": moment[0] for name, moment in _moments(norm).items()},
         "ppo": {"lr": torch.tensor(0.001), "reward_scale": {"mean": torch.ones(2)}},
         "episodes": {"success": [0.5, 0.5]},
     }
@@ -165,13 +175,13 @@ def test_a_version_that_is_not_known_is_one_clear_line(tmp_path, capsys) -> None
     path = tmp_path / "new.pt"
     save_version_1(path)
     content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 6}, path)
-    with pytest.raises(InputError, match="it has version 6 of the format, and this package reads up to 5"):
+    torch.save(content | {"format": "mtrl_vec checkpoint", "version": 7}, path)
+    with pytest.raises(InputError, match="it has version 7 of the format, and this package reads up to 6"):
         load_policy(path)
     assert main(["eval", str(path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {path} does not fit this version of mtrl_vec") and err.count("\n") == 1
-    assert "version 6" in err
+    assert "version 7" in err
 
 
 @pytest.mark.parametrize("mark", [{}, {"version": None}, {"version": "2"}, {"format": "mtrl_vec checkpoint 2"}])

@@ -295,7 +295,7 @@ def test_the_tutorial_preset_trains(tmp_path) -> None:
     trainer = Trainer(config)
     trainer.train()
     assert torch.equal(trainer.policy.action_std(), torch.ones(3, 4))
-    assert torch.equal(trainer.policy.torso.module.features.observation_norm.mean, torch.zeros(39))
+    assert torch.equal(trainer.policy.torso.module.features.observation_norm.mean, torch.zeros(1, 39))
 
 
 def rollout(reward, success, done, task_idx) -> TensorDict:

@@ -237,6 +237,7 @@ PRESETS: dict[str, TrainConfig] = {
         relative_features=False,
         success_bonus=0.0,
         normalize_observation=False,
+        per_task_normalization=False,
         normalize_reward=False,
         per_task_advantage=False,
     ),

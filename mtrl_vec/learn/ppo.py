@@ -231,7 +231,7 @@ class PPO:
             adapt_lr(self.lr, approx_kl, annealed(target, target * cfg.final_kl_fraction, progress))
         init_std = self.config.policy.init_std
         self.policy.limit_std(annealed(init_std, cfg.final_std, progress, start=STD_LIMIT_START))
-        self.policy.torso.module.features.update(data["observation"], self.ranks)
+        self.policy.torso.module.features.update(data["observation"], data["task_one_hot"], self.ranks)
 
     def _backward(self) -> Tensor:
         """First half of an optimiser step: what the ranks have to add up, as one vector."""

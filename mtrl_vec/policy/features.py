@@ -38,27 +38,33 @@ class InputFeatures(nn.Module):
 
     Args:
         layout: of the observations.
+        num_tasks: K.
         relative: see `relative_features`; otherwise they stay as they are.
         normalize: by running statistics.
+        per_task: of each task; otherwise of all tasks together.
     """
 
-    def __init__(self, layout: ObservationLayout, *, relative: bool, normalize: bool) -> None:
+    def __init__(
+        self, layout: ObservationLayout, num_tasks: int, *, relative: bool, normalize: bool, per_task: bool
+    ) -> None:
         super().__init__()
-        self.layout, self.relative, self.normalize = layout, relative, normalize
+        self.layout, self.relative, self.normalize, self.per_task = layout, relative, normalize, per_task
         self.size = relative_features(torch.zeros(layout.size), layout).numel() if relative else layout.size
         """F, without the one-hot."""
-        self.observation_norm = ObservationNorm(self.size)
+        self.observation_norm = ObservationNorm(self.size, num_tasks if per_task else 1)
 
-    def update(self, observation: Tensor, ranks: Ranks = ALONE) -> None:
-        """Add the observations of all ranks to the running statistics, [..., D]."""
+    def update(self, observation: Tensor, task_one_hot: Tensor, ranks: Ranks = ALONE) -> None:
+        """Add the observations of all ranks to the running statistics, [..., D] and [..., K]."""
         if self.normalize:
-            self.observation_norm.update(self._select(observation), ranks)
+            groups = task_one_hot if self.per_task else torch.ones_like(task_one_hot[..., :1])
+            self.observation_norm.update(self._select(observation), groups, ranks)
 
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         """[..., D], [..., K] -> [..., F + K]."""
         features = self._select(observation)
         if self.normalize:
-            features = self.observation_norm(features)
+            task_idx = task_one_hot.argmax(-1)
+            features = self.observation_norm(features, task_idx if self.per_task else torch.zeros_like(task_idx))
         return torch.cat([features, task_one_hot], dim=-1)
 
     def _select(self, observation: Tensor) -> Tensor:

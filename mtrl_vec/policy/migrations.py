@@ -5,8 +5,9 @@ learned. Its policies load; its runs cannot be resumed, since how they learn has
 
 Version 2: states of simulators of one model. Its policies load as they are; its runs cannot be resumed.
 
-Up to version 3 mean actions were unbounded, and noise was white; up to version 4 tasks explored from their first step.
-Policies load with these settings; runs cannot be resumed.
+Up to version 3 mean actions were unbounded, and noise was white; up to version 4 tasks explored from their first step;
+up to version 5 observations were normalised by the statistics of all tasks together. Policies load with these settings;
+runs cannot be resumed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 from mtrl_vec.config.sampling import SAMPLING_CONFIGS
 from mtrl_vec.config.train import SECTIONS
 
-VERSION = 5
+VERSION = 6
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
+OBSERVATION_NORM = "torso.module.features.observation_norm."
+"""Begins the names of the statistics of observations in a policy's state."""
 _V1_POLICY_KEYS = ("frames", "versions", "evaluation")
 
 
@@ -37,7 +40,9 @@ def migrate(content: dict[str, Any]) -> dict[str, Any]:
     if version in (1, 2, 3):
         content = {**content, "config": _before_4(content["config"])}
     if version in (1, 2, 3, 4):
-        return {**content, "version": VERSION, "migrated_from": version, "config": _before_5(content["config"])}
+        content = {**content, "config": _before_5(content["config"])}
+    if version in (1, 2, 3, 4, 5):
+        return {**_before_6(content), "version": VERSION, "migrated_from": version}
     if version != VERSION:
         raise ValueError(f"it has version {version} of the format, and this package reads up to {VERSION}")
     return content
@@ -53,6 +58,19 @@ def _before_4(config: dict[str, Any]) -> dict[str, Any]:
 
 def _before_5(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "learner": {**config["learner"], "exploration_delay": 0}}
+
+
+def _before_6(content: dict[str, Any]) -> dict[str, Any]:
+    """With the statistics of the observations as those of a single group."""
+    config = content["config"]
+    config = {**config, "policy": {**config["policy"], "per_task_normalization": False}}
+    if "policy" not in content:
+        return {**content, "config": config}
+    one_group = {
+        f"{OBSERVATION_NORM}{name}": content["policy"][f"{OBSERVATION_NORM}{name}"][None] for name in ("mean", "var")
+    }
+    one_group[f"{OBSERVATION_NORM}count"] = content["policy"][f"{OBSERVATION_NORM}count"].view(1, 1)
+    return {**content, "config": config, "policy": {**content["policy"], **one_group}}
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,13 @@ class Torso(nn.Module):
         super().__init__()
         first, second = config.torso
         self.num_tasks = num_tasks
-        self.features = InputFeatures(layout, relative=config.relative_features, normalize=config.normalize_observation)
+        self.features = InputFeatures(
+            layout,
+            num_tasks,
+            relative=config.relative_features,
+            normalize=config.normalize_observation,
+            per_task=config.per_task_normalization,
+        )
         self.layers = nn.Sequential(
             AlignedLinear(self.features.size + num_tasks, first),
             nn.LayerNorm(first),

@@ -6,7 +6,7 @@ follow.
 They change only between a whole update and the next rollout (`update`), never inside: the policy that collected a
 rollout and the one that learns from it must see the same inputs.
 
-Shapes: ``D`` observation size.
+Shapes: ``D`` size of an observation, ``G`` groups.
 """
 
 from __future__ import annotations
@@ -28,32 +28,52 @@ class Moments(Protocol):
 
 
 class ObservationNorm(nn.Module):
-    """``(x - mean) / std`` with running moments over all observations seen, clipped to ±10."""
+    """``(x - mean) / std`` with running moments over the observations of each group of rows, clipped to ±10.
+
+    Groups are the tasks of a policy. One task varies far less than fifty together, whose objects are all over the
+    table; normalised by the moments of all, the few centimetres that decide about its success would hardly show. But
+    what a task has not moved yet must not be blown up: in each group a standard deviation is at least a fifth of the
+    root mean square of those of all groups.
+
+    Args:
+        size: ``D``.
+        num_groups: ``G``.
+    """
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
     VARIANCE_FLOOR = 1e-6  # a millimetre of standard deviation: what does not move must not be blown up into noise
+    LEAST_OF_ALL = 0.2
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, num_groups: int = 1) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("var", torch.ones(size))
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(num_groups, size))
+        self.register_buffer("var", torch.ones(num_groups, size))
+        self.register_buffer("count", torch.zeros(num_groups, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return ((x - self.mean) * torch.rsqrt(self.var + self.VARIANCE_FLOOR)).clamp(-10, 10)
+    def forward(self, x: Tensor, group: Tensor) -> Tensor:
+        """[..., D], and of which group each row is, [...] -> [..., D]."""
+        seen = self.count > 0
+        of_all = torch.where(seen, self.var, 0.0).sum(0) / seen.sum().clamp(min=1)
+        rate = torch.rsqrt(torch.maximum(self.var, self.LEAST_OF_ALL**2 * of_all) + self.VARIANCE_FLOOR)
+        group = group.flatten()
+        mean, rate = (moment.index_select(0, group).view(x.shape) for moment in (self.mean, rate))
+        return ((x - mean) * rate).clamp(-10, 10)
 
     @torch.no_grad()
-    def update(self, x: Tensor, ranks: Ranks = ALONE) -> None:
-        """Add the observations of all ranks to the running moments, of any batch shape [..., D]."""
-        x = x.reshape(-1, x.shape[-1])
-        var, mean = torch.var_mean(x, dim=0, correction=0)
-        count = torch.where((mean + var).isfinite().all(), len(x), 0.0).expand_as(mean)
+    def update(self, x: Tensor, one_hot: Tensor, ranks: Ranks = ALONE) -> None:
+        """Add the observations of all ranks to the running moments, [..., D], and the one-hots of their groups,
+        [..., G]."""
+        x, one_hot = x.reshape(-1, x.shape[-1]), one_hot.reshape(-1, one_hot.shape[-1])
+        count = one_hot.sum(0)[:, None]
+        share = one_hot.T / count.clamp(min=1)
+        mean = share @ x
+        var = share @ (x - one_hot @ mean) ** 2
+        count = torch.where((mean + var).isfinite().all(), count, 0.0).expand_as(mean)
         for moments in ranks.each(torch.stack([mean, var, count])):
-            merge_moments(self, moments[0], moments[1], moments[2, 0])
+            merge_moments(self, moments[0], moments[1], moments[2, :, :1])
 
 
 def merge_moments(moments: Moments, mean: Tensor, var: Tensor, count: Tensor) -> None:
