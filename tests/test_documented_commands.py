@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import client_settings, local_hub
 from test_readme import documented_commands
 
+from fake_hub import client_settings, local_hub
 from mtrl_vec.policy.checkpoint import BEST_NAME, find_checkpoint
 
 RUN = "runs/my-run"

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from fake_hub import client_settings, local_hub
 
+from fake_hub import client_settings, local_hub
 from mtrl_vec.commands.cli import main
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
