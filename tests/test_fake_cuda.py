@@ -15,6 +15,7 @@ PROGRAM = Path(__file__).with_name("fake_cuda.py")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 pytestmark = [
+    pytest.mark.xdist_group("fake_cuda"),  # in one process, since what takes long is shared
     pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="needs a build of PyTorch without CUDA"),
 ]

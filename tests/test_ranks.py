@@ -6,6 +6,7 @@ one thread and two). So what has to be equal is one iteration from the same stat
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,9 @@ CONFIGS = {
     "five minibatches": {"num_minibatches": 5, "sampling": "uniform", "learn_std": False},  # of 76: not equal parts
     **{f"sampling {name}": {"sampling": name} for name in ("random", "curriculum", "difficulty", "progress", "meta")},
 }
+
+FAST = ("default", "cagrad", "overlap", "sampling meta")
+"""Those that are compared in every run of the tests."""
 
 ROUNDED = ("policy", "learner", "acting", "task_sampling")
 """Parts of a checkpoint in which sums over the ranks end up; but not all of them."""
@@ -154,38 +158,39 @@ def first_iteration(folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("first")
-    return {name: first_iteration(root / name, **changes) for name, changes in CONFIGS.items()}
+def continued(tmp_path_factory) -> Callable[[str], tuple[Path, Path, Path]]:
+    """Folders of runs after one iteration, and after the second one: by one process, and by two ranks, from the same
+    checkpoint. By the name of a configuration; those that are fast are made together, and so are the others."""
+
+    @functools.cache
+    def made(names: tuple[str, ...]) -> tuple[Path, Path, Path]:
+        first, one, two = (tmp_path_factory.mktemp(name) for name in ("first", "one", "two"))
+        for name in names:
+            first_iteration(first / name, **CONFIGS[name])
+            shutil.copytree(first / name, one / name)
+            shutil.copytree(first / name, two / name)
+        process = torchrun(PROGRAM, *(f"{2 * ITERATION}:{two / name}" for name in names))
+        for name in names:
+            Trainer.resume(one / name, total_frames=2 * ITERATION).train()
+        assert output_of(process, 300)[1] == [] and process.returncode == 0
+        return first, one, two
+
+    return lambda name: made(FAST if name in FAST else tuple(config for config in CONFIGS if config not in FAST))
 
 
-@pytest.fixture(scope="module")
-def continued(folders, tmp_path_factory) -> tuple[Path, Path]:
-    """The second iteration of each run: by one process, and by two ranks from the same checkpoint."""
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    for name, folder in folders.items():
-        shutil.copytree(folder, one / name)
-        shutil.copytree(folder, two / name)
-    process = torchrun(PROGRAM, *(f"{2 * ITERATION}:{two / name}" for name in folders))
-    for name in folders:
-        Trainer.resume(one / name, total_frames=2 * ITERATION).train()
-    assert output_of(process, 300)[1] == [] and process.returncode == 0
-    return one, two
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else SLOW) for name in CONFIGS])
 def test_two_ranks_learn_as_one_process(name, continued) -> None:
-    one, two = continued
+    _, one, two = continued(name)
     assert_same_but_for_rounding(two / name, one / name)
     assert [row["iteration"] for row in metrics(two / name)] == ["1", "2"]
     for column, value in metrics(one / name)[1].items():
         assert float(metrics(two / name)[1][column]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
-def test_any_number_of_ranks_continues_a_run(folders, continued, tmp_path) -> None:
+def test_any_number_of_ranks_continues_a_run(continued, tmp_path) -> None:
     """Three ranks what one process began; one process, and three ranks, what two ranks went on with."""
-    one, two = continued
-    for name, folder in {"third": two / "default", "alone": two / "default", "three": folders["default"]}.items():
+    first, one, two = continued("default")
+    for name, folder in {"third": two / "default", "alone": two / "default", "three": first / "default"}.items():
         shutil.copytree(folder, tmp_path / name)
     process = torchrun(
         *(PROGRAM, f"{3 * ITERATION}:{tmp_path / 'third'}", f"{2 * ITERATION}:{tmp_path / 'three'}"), ranks=3

@@ -50,6 +50,7 @@ def test_snippets_run(index, tmp_path) -> None:
         assert "46080" in result.stdout  # whole iterations of 11,520
 
 
+@pytest.mark.slow
 def test_a_task_of_your_own_trains(tmp_path) -> None:
     """The program in docs/own_tasks.md, as it is."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_tasks.md").read_text(), re.DOTALL)

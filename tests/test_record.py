@@ -23,6 +23,8 @@ av = pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("record")  # in one process, since they share a dataset
+
 IMAGE = "observation.image"
 EPISODES, SEED = 2, 3
 TASKS = ["push-v3", "reach-v3"]
