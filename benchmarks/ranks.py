@@ -53,10 +53,10 @@ def config_of(flags: str) -> TrainConfig:
     return parse_train(flags.split())
 
 
-def speeds(launch: list[str], workers: int, args: Args, folder: Path) -> dict[str, float]:
+def speeds(launch: list[str], workers: int, iterations: int, flags: str, folder: Path) -> dict[str, float]:
     """Seconds per iteration of a run, and of its parts."""
-    frames = str(args.iterations * config_of(args.flags).frames_per_batch)
-    given = ["--total-frames", frames, "--eval-interval", "0", "--num-workers", str(workers), *args.flags.split()]
+    frames = str(iterations * config_of(flags).frames_per_batch)
+    given = ["--total-frames", frames, "--eval-interval", "0", "--num-workers", str(workers), *flags.split()]
     command = [*launch, "-m", "mtrl_vec", "train", "--quiet", *given, "--run-dir", str(folder)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -99,7 +99,7 @@ def measure(args: Args) -> dict[str, object]:
             progress(f"round {turn + 1} of {args.rounds}")
             for kind in list(kinds)[:: 1 if turn % 2 == 0 else -1]:
                 launch, workers = kinds[kind]
-                runs[kind].append(speeds(launch, workers, args, Path(folder) / f"{kind} {turn}"))
+                runs[kind].append(speeds(launch, workers, args.iterations, args.flags, Path(folder) / f"{kind} {turn}"))
     output = subprocess.run(
         [*torchrun(2), __file__, "--message", args.flags], check=True, capture_output=True, text=True
     ).stdout
