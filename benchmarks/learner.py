@@ -114,10 +114,10 @@ def products_call(config: TrainConfig, device: torch.device) -> Callable[[], obj
     """Nothing but the matrix products of an optimiser step, forward and backward."""
     rows, k = config.minibatch_size, config.num_tasks
     (first, second), head = config.policy.torso, config.policy.head
-    inputs = make_policy(config, device).torso.module.layers[0].in_features
-    layers = [(1, rows, inputs, first), (1, rows, first, second)]
+    torso = make_policy(config, device).torso.module
+    layers = [(1, rows, torso.layers[0].in_features, first), (1, rows, first, second)]
     for outputs in (ACTION_SIZE, 1):
-        layers += [(k, rows // k, second, head), (k, rows // k, head, outputs)]
+        layers += [(k, rows // k, torso.out_features, head), (k, rows // k, head, outputs)]
     dtype = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
     tensors = [
         (torch.randn(g, n, i, device=device), torch.randn(g, i, o, device=device), torch.randn(g, n, o, device=device))

@@ -37,7 +37,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import sha256_of, write_atomically
 from mtrl_vec.machine import machine, versions
 from mtrl_vec.policy.checkpoint import BEST_NAME, CRITIC, PRETRAINED, load_checkpoint, load_latest, save_checkpoint
-from mtrl_vec.policy.migrations import OBSERVATION_NORM
+from mtrl_vec.policy.migrations import STATISTICS
 from mtrl_vec.tasks.suite import MT3, TASK_SETS
 from mtrl_vec.train.resolve import resolve
 from mtrl_vec.train.run_dir import resumed_config
@@ -65,14 +65,14 @@ ABLATION = {
 """The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1``."""
 
 EXPLORATION = {
-    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --no-per-task-normalization "
+    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --no-direct-features "
     "--task-sampling uniform",
     "white-noise": "--noise-correlation 0",
     "free-std": "--no-hold-std",
     "unbounded-mean": "--no-bounded-mean",
     "no-popart": "--no-popart",
     "uniform-sampling": "--task-sampling uniform",
-    "shared-normalization": "--no-per-task-normalization",
+    "no-direct-features": "--no-direct-features",
     "360-envs": "--num-envs 360",
 }
 """The same for ten and fifty tasks: what finds the tasks that are hard to find."""
@@ -306,7 +306,7 @@ def ship(cell: str, suite: str) -> None:
 def smaller(content: dict[str, Any]) -> dict[str, Any]:
     """What a policy acts with, its weights in half the precision; statistics of observations need all of it."""
     acting = {name: tensor for name, tensor in content["policy"].items() if not name.startswith(CRITIC)}
-    weights = {name: t.half() for name, t in acting.items() if t.dim() > 1 and not name.startswith(OBSERVATION_NORM)}
+    weights = {name: t.half() for name, t in acting.items() if t.dim() > 1 and not name.startswith(STATISTICS)}
     return content | {"policy": acting | weights}
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import silu
 from mtrl_vec.config import PolicyConfig
 from mtrl_vec.config.sections import Device, Precision
 from mtrl_vec.learn.device import autocast, on_stream, resolve_device
+from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.tasks.layout import ACTION_SIZE
 
@@ -91,7 +92,7 @@ def measure(args: Args) -> list[dict[str, object]]:
     smallest = {"num_tasks": min(args.num_tasks, default=None), "batch_sizes": min(args.batch_sizes, default=None)}
     check_arguments(args.json, **smallest)
     policy, device = PolicyConfig(), resolve_device(args.device)
-    width, head = policy.torso[1], policy.head
+    width, head = SharedPolicy.for_tasks(policy, ["MT10"]).torso.module.out_features, policy.head
     precision: Precision = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows: list[dict[str, object]] = []

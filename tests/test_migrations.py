@@ -14,7 +14,7 @@ from mtrl_vec.config.sampling import CurriculumConfig, DifficultyConfig, MetaCon
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
-from mtrl_vec.policy.migrations import OBSERVATION_NORM
+from mtrl_vec.policy.migrations import STATISTICS
 from mtrl_vec.policy.normalization import ObservationNorm
 from mtrl_vec.train import Trainer
 
@@ -88,10 +88,10 @@ def _moments(norm: ObservationNorm) -> dict[str, torch.Tensor]:
 def save_version_1(path: Path, **changes: object) -> dict[str, torch.Tensor]:
     """A checkpoint as version 1 wrote it, also with much that no longer exists. Returns the policy's state."""
     torch.manual_seed(0)
-    settings = {"relative_features": False, "popart": False, "per_task_normalization": False}
+    settings = {"relative_features": False, "popart": False, "direct_features": False}
     policy = make_policy(tiny_config(tasks=("push", "reach"), **settings))
     norm = policy.torso.module.features.observation_norm
-    norm.update(torch.randn(50, 39), torch.ones(50, 1))
+    norm.update(torch.randn(50, 39))
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     state = policy.state_dict()
@@ -103,7 +103,8 @@ def save_version_1(path: Path, **changes: object) -> dict[str, torch.Tensor]:
         "config": FLAT | changes,
         "iteration": 3,
         "frames": 576,
-        "policy": state | {f"{OBSERVATION_NORM}{name}": moment[0] for name, moment in _moments(norm).items()},
+        "policy": state
+        | {f"{STATISTICS}observation_norm.{name}": moment[0] for name, moment in _moments(norm).items()},
         "ppo": {"lr": torch.tensor(0.001), "reward_scale": {"mean": torch.ones(2)}},
         "episodes": {"success": [0.5, 0.5]},
     }

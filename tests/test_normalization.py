@@ -26,10 +26,19 @@ def test_observation_moments_equal_those_of_all_batches_of_a_group_together() ->
     assert norm(torch.full((1, 5), 1e6), torch.tensor([0])).max() == 10
 
 
+def test_without_groups_the_moments_are_those_of_all() -> None:
+    torch.manual_seed(0)
+    norm, rows = ObservationNorm(3), torch.randn(40, 3) * 5 + 1
+    norm.update(rows[:10])
+    norm.update(rows[10:])
+    torch.testing.assert_close(norm(rows), (rows - rows.mean(0)) / rows.std(0, correction=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm(rows, torch.zeros(40, dtype=torch.long)), norm(rows))
+
+
 def test_what_never_changes_is_not_blown_up() -> None:
     norm = ObservationNorm(1)
-    norm.update(torch.zeros(100, 1), torch.ones(100, 1))
-    assert norm(torch.full((1, 1), 1e-6), torch.tensor([0])).abs() < 0.01
+    norm.update(torch.zeros(100, 1))
+    assert norm(torch.full((1,), 1e-6)).abs() < 0.01
 
 
 def test_what_only_one_task_does_not_change_is_measured_by_what_the_others_do() -> None:

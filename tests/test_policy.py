@@ -193,3 +193,34 @@ def test_popart_follows_the_targets_and_changes_no_output() -> None:
     critic.adapt(broken, inputs[1], 0.1)  # of the first task
     assert critic.value_mean[0] == mean[0] and critic.value_mean[1] != mean[1]
     assert all(torch.isfinite(tensor).all() for tensor in critic.state_dict().values())
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_heads_also_see_features_normalised_over_their_own_task(by_task: bool) -> None:
+    """Against NumPy; the torso sees them normalised over all tasks."""
+    policy = make_policy(tiny_config(tasks=("push", "reach", "pick-place")))
+    torso = policy.torso.module
+    rows = make_batch(policy, 300)
+    rows["observation"] = rows["observation"] * (1 + rows["task_idx"][:, None]) + 5.0 * rows["task_idx"][:, None]
+    torso.features.update(rows["observation"], rows["task_one_hot"])
+    inputs = rows["observation"], rows["task_one_hot"]
+    with torch.no_grad():
+        hidden = torso.forward_by_task(*inputs, rows["task_idx"], torso.copies()) if by_task else torso(*inputs)
+        shared, _ = torso.features(*inputs)
+        torch.testing.assert_close(hidden[:, :32], torso.layers(shared), rtol=1e-4, atol=1e-5)
+    assert hidden.shape == (300, 32 + 40)  # 34 features and zeros
+    features, task = relative_features(rows["observation"]).double().numpy(), rows["task_idx"].numpy()
+    of_all = (features - features.mean(0)) / features.std(0)
+    np.testing.assert_allclose(shared[:, :34], of_all.clip(-10, 10), atol=1e-3)
+    for k in range(3):
+        own = features[task == k]
+        expected = ((own - own.mean(0)) / own.std(0)).clip(-10, 10)
+        np.testing.assert_allclose(hidden[task == k, 32:66], expected, atol=1e-3)
+    assert hidden[:, 66:].eq(0).all()
+
+
+def test_without_direct_features_the_heads_see_the_torsos_output_only() -> None:
+    policy = make_policy(tiny_config(direct_features=False))
+    rows = make_batch(policy, 5)
+    assert policy.torso.module(rows["observation"], rows["task_one_hot"]).shape == (5, 32)
+    assert not any("own_norm" in name for name in policy.state_dict())

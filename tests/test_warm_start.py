@@ -54,7 +54,7 @@ def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source
     for heads in ("actor_heads.module.0.module.heads.weight1", "critic_heads.module.heads.weight2"):
         fresh, kept = warm.policy.state_dict()[heads], cold.policy.state_dict()[heads]
         assert torch.equal(fresh[1], kept[1]) and not torch.equal(fresh[0], kept[0])
-    norm = warm.policy.torso.module.features.observation_norm
+    norm = warm.policy.torso.module.features.own_norm
     assert norm.count.flatten().gt(0).tolist() == [True, False, True] and norm.mean[1].eq(0).all()
     assert warm.learner.reward_scale.var[1] == 1 and warm.learner.reward_scale.count[1] == 0
     # What is known need not be looked for again, until a success rate says otherwise.

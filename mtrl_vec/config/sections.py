@@ -65,8 +65,8 @@ class PolicyConfig:
     """Show the policy motions and distances instead of positions alone."""
     normalize_observation: bool = True
     """Normalise observations by their running mean and variance."""
-    per_task_normalization: bool = True
-    """Take the mean and variance of each task's own observations, instead of those of all tasks together. One task
+    direct_features: bool = True
+    """Show the heads the observation itself as well, normalised by the mean and variance of their own task. One task
     varies far less than fifty, and what decides about its success is a matter of centimetres."""
     popart: bool = True
     """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""

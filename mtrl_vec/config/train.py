@@ -237,7 +237,7 @@ PRESETS: dict[str, TrainConfig] = {
         relative_features=False,
         success_bonus=0.0,
         normalize_observation=False,
-        per_task_normalization=False,
+        direct_features=False,
         normalize_reward=False,
         per_task_advantage=False,
     ),

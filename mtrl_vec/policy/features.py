@@ -34,38 +34,53 @@ def relative_features(observation: Tensor, layout: ObservationLayout = METAWORLD
 
 
 class InputFeatures(nn.Module):
-    """Observations, relative and normalised as the settings say, then the task one-hot.
+    """What the policy sees of an observation: relative features if wanted, normalised.
+
+    The torso sees them normalised over all tasks together, and the task one-hot. The heads can see them as well,
+    normalised over their own task, besides what the torso makes of them. One task varies far less than fifty, whose
+    objects are all over the table: normalised over all, the centimetres that decide about its success hardly show, and
+    the torso has fifty tasks to serve. But a torso that saw each task in units of its own would be slower to learn what
+    they share.
 
     Args:
         layout: of the observations.
         num_tasks: K.
         relative: see `relative_features`; otherwise they stay as they are.
         normalize: by running statistics.
-        per_task: of each task; otherwise of all tasks together.
+        direct: the heads see them.
     """
 
     def __init__(
-        self, layout: ObservationLayout, num_tasks: int, *, relative: bool, normalize: bool, per_task: bool
+        self, layout: ObservationLayout, num_tasks: int, *, relative: bool, normalize: bool, direct: bool
     ) -> None:
         super().__init__()
-        self.layout, self.relative, self.normalize, self.per_task = layout, relative, normalize, per_task
+        self.layout, self.relative, self.normalize, self.direct = layout, relative, normalize, direct
         self.size = relative_features(torch.zeros(layout.size), layout).numel() if relative else layout.size
         """F, without the one-hot."""
-        self.observation_norm = ObservationNorm(self.size, num_tasks if per_task else 1)
+        self.own_size = self.size + -self.size % 8 if direct else 0
+        """E: F and zeros to a multiple of 8, as products of matrices on a GPU want it."""
+        self.observation_norm = ObservationNorm(self.size)
+        if direct:
+            self.own_norm = ObservationNorm(self.size, num_tasks)
 
     def update(self, observation: Tensor, task_one_hot: Tensor, ranks: Ranks = ALONE) -> None:
         """Add the observations of all ranks to the running statistics, [..., D] and [..., K]."""
         if self.normalize:
-            groups = task_one_hot if self.per_task else torch.ones_like(task_one_hot[..., :1])
-            self.observation_norm.update(self._select(observation), groups, ranks)
+            features = self._select(observation)
+            self.observation_norm.update(features, ranks=ranks)
+            if self.direct:
+                self.own_norm.update(features, task_one_hot, ranks)
 
-    def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
-        """[..., D], [..., K] -> [..., F + K]."""
+    def forward(self, observation: Tensor, task_one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., D], [..., K] -> what the torso sees, [..., F + K], and what the heads see, [..., E]."""
         features = self._select(observation)
-        if self.normalize:
-            task_idx = task_one_hot.argmax(-1)
-            features = self.observation_norm(features, task_idx if self.per_task else torch.zeros_like(task_idx))
-        return torch.cat([features, task_one_hot], dim=-1)
+        shared = self.observation_norm(features) if self.normalize else features
+        if not self.direct:
+            own = features[..., :0]
+        else:
+            own = self.own_norm(features, task_one_hot.argmax(-1)) if self.normalize else features
+            own = nn.functional.pad(own, (0, self.own_size - self.size))
+        return torch.cat([shared, task_one_hot], dim=-1), own
 
     def _select(self, observation: Tensor) -> Tensor:
         return relative_features(observation, self.layout) if self.relative else observation

@@ -6,7 +6,7 @@ learned. Its policies load; its runs cannot be resumed, since how they learn has
 Version 2: states of simulators of one model. Its policies load as they are; its runs cannot be resumed.
 
 Up to version 3 mean actions were unbounded, and noise was white; up to version 4 tasks explored from their first step;
-up to version 5 observations were normalised by the statistics of all tasks together. Policies load with these settings;
+up to version 5 heads did not see the observation itself. Policies load with these settings;
 runs cannot be resumed.
 """
 
@@ -22,7 +22,7 @@ VERSION = 6
 """Of the files that are written today."""
 
 _RENAMED = {"relative_inputs": "relative_features", "balance": "gradient_method"}
-OBSERVATION_NORM = "torso.module.features.observation_norm."
+STATISTICS = "torso.module.features."
 """Begins the names of the statistics of observations in a policy's state."""
 _V1_POLICY_KEYS = ("frames", "versions", "evaluation")
 
@@ -63,14 +63,12 @@ def _before_5(config: dict[str, Any]) -> dict[str, Any]:
 def _before_6(content: dict[str, Any]) -> dict[str, Any]:
     """With the statistics of the observations as those of a single group."""
     config = content["config"]
-    config = {**config, "policy": {**config["policy"], "per_task_normalization": False}}
+    config = {**config, "policy": {**config["policy"], "direct_features": False}}
     if "policy" not in content:
         return {**content, "config": config}
-    one_group = {
-        f"{OBSERVATION_NORM}{name}": content["policy"][f"{OBSERVATION_NORM}{name}"][None] for name in ("mean", "var")
-    }
-    one_group[f"{OBSERVATION_NORM}count"] = content["policy"][f"{OBSERVATION_NORM}count"].view(1, 1)
-    return {**content, "config": config, "policy": {**content["policy"], **one_group}}
+    norm, state = f"{STATISTICS}observation_norm.", content["policy"]
+    one_group = {f"{norm}{name}": state[f"{norm}{name}"].view(1, -1) for name in ("mean", "var", "count")}
+    return {**content, "config": config, "policy": {**state, **one_group}}
 
 
 def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,10 @@ class AlignedLinear(nn.Linear):
 
 
 class Torso(nn.Module):
-    """What the tasks share, and actor and critic too: input features, then Linear, LayerNorm, SiLU, Linear, SiLU."""
+    """What the tasks share, and actor and critic too: input features, then Linear, LayerNorm, SiLU, Linear, SiLU.
+
+    What the heads see of the features themselves is appended, see `InputFeatures`.
+    """
 
     def __init__(self, config: PolicyConfig, num_tasks: int, layout: ObservationLayout) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class Torso(nn.Module):
             num_tasks,
             relative=config.relative_features,
             normalize=config.normalize_observation,
-            per_task=config.per_task_normalization,
+            direct=config.direct_features,
         )
         self.layers = nn.Sequential(
             AlignedLinear(self.features.size + num_tasks, first),
@@ -52,10 +55,13 @@ class Torso(nn.Module):
             nn.Linear(first, second),
             nn.SiLU(),
         )
+        self.out_features = second + self.features.own_size
+        """H."""
 
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         """[..., D], [..., K] -> [..., H]."""
-        return self.layers(self.features(observation, task_one_hot))
+        x, own = self.features(observation, task_one_hot)
+        return _beside(self.layers(x), own)
 
     def copies(self) -> list[Tensor]:
         """The parameters once per task, [K, ...] each in the order of `parameters`, for gradients of their own."""
@@ -69,7 +75,7 @@ class Torso(nn.Module):
         Shapes: [B, D], [B, K], [B] -> [B, H].
         """
         weight1, bias1, gain, offset, weight2, bias2 = copies
-        x = self.features(observation, task_one_hot)
+        x, own = self.features(observation, task_one_hot)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             order = torch.argsort(task_idx)
             rows: Tensor | list[int] = torch.bincount(task_idx, minlength=self.num_tasks).tolist()
@@ -80,7 +86,13 @@ class Torso(nn.Module):
         x = nn.functional.layer_norm(x, x.shape[-1:])
         x = nn.functional.silu(x * gain.index_select(0, task_idx) + offset.index_select(0, task_idx))
         x = nn.functional.silu(linear(x, weight2.transpose(1, 2), bias2, rows))  # type: ignore[arg-type]
-        return x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
+        x = x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
+        return _beside(x, own)
+
+
+def _beside(hidden: Tensor, own: Tensor) -> Tensor:
+    """Both in one, in the precision of the first: under autocast the heads would round the second anyway."""
+    return torch.cat([hidden, own.to(hidden.dtype)], dim=-1)
 
 
 class ActorHeads(nn.Module):
@@ -98,10 +110,10 @@ class ActorHeads(nn.Module):
     std_limit: Tensor
     std_floor: Tensor
 
-    def __init__(self, config: PolicyConfig, num_tasks: int, action_size: int) -> None:
+    def __init__(self, config: PolicyConfig, num_tasks: int, in_features: int, action_size: int) -> None:
         super().__init__()
         # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
-        self.heads = TaskHeads(num_tasks, config.torso[1], config.head, action_size, 0.01)
+        self.heads = TaskHeads(num_tasks, in_features, config.head, action_size, 0.01)
         log_std = torch.full((num_tasks, action_size), math.log(config.init_std))
         self.bounded_mean, self.learn_std = config.bounded_mean, config.learn_std
         self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
@@ -145,10 +157,10 @@ class CriticHeads(nn.Module):
 
     STD_FLOOR = 1e-2
 
-    def __init__(self, config: PolicyConfig, num_tasks: int) -> None:
+    def __init__(self, config: PolicyConfig, num_tasks: int, in_features: int) -> None:
         super().__init__()
         self.popart = config.popart
-        self.heads = TaskHeads(num_tasks, config.torso[1], config.head, 1, 1.0)
+        self.heads = TaskHeads(num_tasks, in_features, config.head, 1, 1.0)
         if self.popart:
             self.register_buffer("value_mean", torch.zeros(num_tasks))
             self.register_buffer("value_std", torch.ones(num_tasks))

@@ -42,11 +42,9 @@ class SharedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.num_tasks, self.action_size, self.layout = num_tasks, action_size, layout
-        torso, actor, critic = (
-            Torso(config, num_tasks, layout),
-            ActorHeads(config, num_tasks, action_size),
-            CriticHeads(config, num_tasks),
-        )
+        torso = Torso(config, num_tasks, layout)
+        actor = ActorHeads(config, num_tasks, torso.out_features, action_size)
+        critic = CriticHeads(config, num_tasks, torso.out_features)
         self.torso = TensorDictModule(torso, in_keys=["observation", "task_one_hot"], out_keys=["hidden"])
         self.actor_heads = ProbabilisticActor(
             TensorDictModule(actor, in_keys=["hidden", "task_idx"], out_keys=["loc", "scale"]),

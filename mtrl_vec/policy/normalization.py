@@ -28,12 +28,10 @@ class Moments(Protocol):
 
 
 class ObservationNorm(nn.Module):
-    """``(x - mean) / std`` with running moments over the observations of each group of rows, clipped to ±10.
+    """``(x - mean) / std`` with running moments, clipped to ±10; of all rows together, or of each group of rows.
 
-    Groups are the tasks of a policy. One task varies far less than fifty together, whose objects are all over the
-    table; normalised by the moments of all, the few centimetres that decide about its success would hardly show. But
-    what a task has not moved yet must not be blown up: in each group a standard deviation is at least a fifth of the
-    root mean square of those of all groups.
+    In each group a standard deviation is at least a fifth of the root mean square of those of all groups: what one task
+    has not moved yet must not be blown up.
 
     Args:
         size: ``D``.
@@ -53,20 +51,21 @@ class ObservationNorm(nn.Module):
         self.register_buffer("var", torch.ones(num_groups, size))
         self.register_buffer("count", torch.zeros(num_groups, 1))
 
-    def forward(self, x: Tensor, group: Tensor) -> Tensor:
-        """[..., D], and of which group each row is, [...] -> [..., D]."""
+    def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
+        """[..., D], and of which group each row is, [...] -> [..., D]. Without groups, all are of the first."""
         seen = self.count > 0
         of_all = torch.where(seen, self.var, 0.0).sum(0) / seen.sum().clamp(min=1)
         rate = torch.rsqrt(torch.maximum(self.var, self.LEAST_OF_ALL**2 * of_all) + self.VARIANCE_FLOOR)
-        group = group.flatten()
-        mean, rate = (moment.index_select(0, group).view(x.shape) for moment in (self.mean, rate))
+        mean = self.mean[0] if group is None else self.mean.index_select(0, group.flatten()).view(x.shape)
+        rate = rate[0] if group is None else rate.index_select(0, group.flatten()).view(x.shape)
         return ((x - mean) * rate).clamp(-10, 10)
 
     @torch.no_grad()
-    def update(self, x: Tensor, one_hot: Tensor, ranks: Ranks = ALONE) -> None:
-        """Add the observations of all ranks to the running moments, [..., D], and the one-hots of their groups,
+    def update(self, x: Tensor, one_hot: Tensor | None = None, ranks: Ranks = ALONE) -> None:
+        """Add the observations of all ranks to the running moments, [..., D], of the groups that they are of,
         [..., G]."""
-        x, one_hot = x.reshape(-1, x.shape[-1]), one_hot.reshape(-1, one_hot.shape[-1])
+        x = x.reshape(-1, x.shape[-1])
+        one_hot = x.new_ones(len(x), 1) if one_hot is None else one_hot.reshape(-1, one_hot.shape[-1])
         count = one_hot.sum(0)[:, None]
         share = one_hot.T / count.clamp(min=1)
         mean = share @ x

@@ -17,18 +17,19 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.checkpoint import CRITIC, checkpoints, find_checkpoint, load_checkpoint
-from mtrl_vec.policy.migrations import OBSERVATION_NORM
+from mtrl_vec.policy.migrations import STATISTICS
 from mtrl_vec.tasks.layout import layout_of
 from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
 
 _SAME = (
-    *("torso", "head", "relative_features", "normalize_observation", "per_task_normalization", "bounded_mean"),
-    "popart",
+    *("torso", "head", "relative_features", "normalize_observation", "direct_features"),
+    *("bounded_mean", "popart"),
 )
 """Fields of `PolicyConfig` that have to be equal for weights to fit."""
 _SAME_LEARNER = ("normalize_reward", "success_bonus", "gamma")
 """Fields of `LearnerConfig` that decide in which units the critic predicts."""
 _FIRST_LAYER = "torso.module.layers.0.weight"
+_OWN = f"{STATISTICS}own_norm."
 _REWARD_SCALE = ("mean", "var", "count")
 
 
@@ -113,7 +114,6 @@ class WarmStart:
         self._to = torch.tensor([config.tasks.index(task) for task in self.known], dtype=torch.long)
         self._from = torch.tensor([source.tasks.index(task) for task in self.known], dtype=torch.long)
         self._fresh = tuple(task for task in config.tasks if task not in self.known)
-        self._per_task = config.policy.per_task_normalization
         self._has_critic = any(name.startswith(CRITIC) for name in self._policy)
 
     def copy_policy(self, policy: SharedPolicy) -> None:
@@ -130,7 +130,7 @@ class WarmStart:
                 features = tensor.shape[1] - self._num_tasks
                 tensor[:, :features] = source[:, :features].to(tensor)
                 tensor[:, features + self._to] = source[:, features + self._from].to(tensor)
-            elif name.startswith("torso.") and not (self._per_task and name.startswith(OBSERVATION_NORM)):
+            elif name.startswith("torso.") and not name.startswith(_OWN):
                 tensor.copy_(source)
             elif tensor.dim():  # stacked by task; the limit of the standard deviations is the run's own
                 tensor[self._to] = source[self._from].to(tensor)
