@@ -65,14 +65,13 @@ ABLATION = {
 """The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1``."""
 
 EXPLORATION = {
-    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --no-direct-features "
-    "--task-sampling uniform",
+    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --task-sampling uniform",
     "white-noise": "--noise-correlation 0",
     "free-std": "--no-hold-std",
     "unbounded-mean": "--no-bounded-mean",
     "no-popart": "--no-popart",
     "uniform-sampling": "--task-sampling uniform",
-    "no-direct-features": "--no-direct-features",
+    "direct-features": "--direct-features True",
     "360-envs": "--num-envs 360",
 }
 """The same for ten and fifty tasks: what finds the tasks that are hard to find."""

@@ -23,9 +23,21 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that do not end within some seconds after the process that started them."""
-    _, alive = psutil.wait_procs(processes, timeout=15)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    """Those that do not end within some seconds after the process that started them.
+
+    One that has ended stays a zombie where nobody waits for orphans, as in many containers.
+    """
+    deadline = time.monotonic() + 15
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def workers_of(processes: list[psutil.Process]) -> list[int]:

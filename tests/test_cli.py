@@ -147,7 +147,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         "torn": today | {"x": torch.zeros(9999)},
         "other": today | {"policy": {}, "frames": 1},
         "odd": today | {"config": None},
-        "newer": today | {"version": 6},
+        "newer": today | {"version": 7},
         "unnumbered": today | {"version": "2"},
         "old and odd": {"format": "mtrl_vec checkpoint 1", "config": None},
         "old and foreign": {"format": "mtrl_vec checkpoint 0", "config": None},
@@ -167,7 +167,7 @@ def test_bad_checkpoints(capsys, tmp_path) -> None:
         ("other", "does not fit this version"),
         ("odd", "does not fit this version"),
         ("old and odd", "does not fit this version"),
-        ("newer", "does not fit this version of mtrl_vec (it has version 6 of the format, and this package reads up"),
+        ("newer", "does not fit this version of mtrl_vec (it has version 7 of the format, and this package reads up"),
     ]:
         assert main(["eval", str(tmp_path / f"{name}.pt")]) == 2, name
         err = capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_unknown_command_and_usage(capsys) -> None:
     assert "python -m mtrl_vec" in out and all(command in out for command in ("train", "eval", "plot", "video"))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None:
     process, children = start_training(tmp_path / "run")
     shared = shared_memory_of(children)
@@ -232,8 +232,15 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert content["frames"] == content["progress"]["iteration"] * 192
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize(
+    ("to_all", "sent"),
+    [
+        (False, signal.SIGTERM),
+        pytest.param(True, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(False, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(True, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
     process, children = start_workers(tmp_path / "run", 1)
     os.killpg(process.pid, sent) if to_all else process.send_signal(sent)

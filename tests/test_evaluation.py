@@ -114,7 +114,10 @@ def hopeless_checkpoint(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("what", ["Ctrl-C", "a worker is killed", "the command is killed"])
+@pytest.mark.parametrize(
+    "what",
+    ["a worker is killed", *(pytest.param(w, marks=pytest.mark.slow) for w in ("Ctrl-C", "the command is killed"))],
+)
 def test_processes_end_with_the_evaluation(what, tmp_path) -> None:
     checkpoint, log = hopeless_checkpoint(tmp_path / "hopeless.pt"), tmp_path / "stderr"
     command = [sys.executable, "-m", "mtrl_vec", "eval", str(checkpoint), "--num-workers", "2", "--seeds", "1", "2"]

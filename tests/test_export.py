@@ -65,7 +65,7 @@ def test_included_policies_act_the_same_in_onnxruntime(name) -> None:
     ("tasks", "changes"),
     [
         (("hammer", "push"), {}),  # of two objects
-        (("reach", "push"), {"direct_features": False}),
+        (("reach", "push"), {"direct_features": True}),
         (("push",), {"bounded_mean": False}),
         (
             ("reach", "push", "pick-place"),

@@ -22,11 +22,11 @@ pytestmark = [
 
 CONFIGS: list[dict[str, object]] = [
     {},
-    {"overlap": True},
-    {"gradient_method": "pcgrad"},
+    {"overlap": True, "direct_features": True},
+    {"gradient_method": "pcgrad", "direct_features": True},
     {"gradient_method": "cagrad"},
     {"popart": False, "entropy_coeff": 0.01, "precision": "fp32"},
-    {"log_gradients": True},
+    {"log_gradients": True, "direct_features": True},
     {"per_task_advantage": False, "learn_std": False, "normalize_reward": False, "normalize_observation": False},
 ]
 FAULTS = {

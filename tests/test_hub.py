@@ -152,6 +152,7 @@ def test_what_the_hub_does_not_have_or_take(call) -> None:
     assert "hf auth login" in lines[-1]
 
 
+@pytest.mark.slow  # the client tries again for half a minute
 def test_no_connection(call) -> None:
     result = call("-m", "mtrl_vec", "eval", "hf:me/three", endpoint="http://127.0.0.1:9")
     assert result.returncode == 2 and "cannot load hf:me/three (" in result.stderr, result.stderr

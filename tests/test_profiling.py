@@ -17,10 +17,11 @@ from mtrl_vec.learn.device import autocast
 
 @pytest.mark.parametrize("tasks", [("reach",), ("reach", "push", "pick-place")])
 def test_operations_per_sample_counted_by_hand(tasks) -> None:
-    config = tiny_config(tasks=tasks, torso=(32, 24), head=16)
+    config = tiny_config(tasks=tasks, torso=(32, 24), head=16, direct_features=True)
     inputs = 34 + len(tasks)
     first = 32 * inputs
-    others = 24 * 32 + 2 * 16 * 24 + 4 * 16 + 1 * 16  # second layer of the torso; both heads' first and second
+    # Second layer of the torso; both heads' first, of whose inputs 40 are an observation's 34 and zeros; and second.
+    others = 24 * 32 + 2 * 16 * (24 + 40) + 4 * 16 + 1 * 16
     # A multiplication and an addition each; forward, gradient of the weights, and gradient of the inputs but for the
     # first layer's.
     assert profile.flops_per_sample(config) == 2 * (2 * first + 3 * others)

@@ -54,7 +54,7 @@ CONFIGS = {
     "default": {},
     "pcgrad": {"gradient_method": "pcgrad"},
     "cagrad": {"gradient_method": "cagrad", "popart": False, "entropy_coeff": 0.01},
-    "overlap": {"overlap": True, "log_gradients": True, "per_task_advantage": False},
+    "overlap": {"overlap": True, "log_gradients": True, "per_task_advantage": False, "direct_features": True},
     "five minibatches": {"num_minibatches": 5, "sampling": "uniform", "learn_std": False},  # of 76: not equal parts
     **{f"sampling {name}": {"sampling": name} for name in ("random", "curriculum", "difficulty", "progress", "meta")},
 }
@@ -242,7 +242,8 @@ def test_a_simulator_that_dies_on_one_rank_changes_nothing(undisturbed, tmp_path
     assert_same(whole_state(tmp_path / "run"), whole_state(undisturbed))
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=SLOW), 1])
+@SLOW
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_changes_nothing(rank, undisturbed, tmp_path) -> None:
     """torchrun starts all ranks again, and they continue where the first had saved."""
     process = torchrun(*TRAIN, *LONG, "--run-dir", tmp_path / "run", options=["--standalone", "--max-restarts=1"])

@@ -30,7 +30,13 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize("index", range(len(SNIPPETS)))
+def _trains(snippet: str) -> bool:
+    return "Trainer(" in snippet
+
+
+@pytest.mark.parametrize(
+    "index", [pytest.param(i, marks=pytest.mark.slow if _trains(s) else ()) for i, s in enumerate(SNIPPETS)]
+)
 def test_snippets_run(index, tmp_path) -> None:
     snippet = SNIPPETS[index]
     if "optuna" in snippet:  # two short trials

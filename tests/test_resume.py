@@ -106,7 +106,7 @@ def test_nothing_random_is_left_out(undisturbed) -> None:
     slots = content["rollouts"]["simulators"]
     assert slots["state"].shape == (12, 56) and slots["rng"].shape == (12, 6) and slots["elapsed"].shape == (12,)
     assert content["versions"]["mujoco"] and content["config"]["seed"] == 1
-    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 5)
+    assert (content["format"], content["version"]) == ("mtrl_vec checkpoint", 6)
 
 
 def test_a_run_that_is_complete_goes_on_with_more_frames(tmp_path) -> None:
@@ -498,11 +498,12 @@ def test_a_run_of_version_1_is_one_line_that_says_what_to_do(tmp_path, capsys, m
     run = tmp_path / "run"
     run.mkdir()
     flat = FLAT | {"schedule": method, "run_dir": str(run), "torso": [32, 32], "head": 16}
-    policy = make_policy(tiny_config(popart=False))
+    config = tiny_config(popart=False, direct_features=False)
+    policy = make_policy(config)
     with torch.no_grad():  # the limit was applied when the standard deviation was read
         policy.actor_heads[0].module.log_std[0] = 0.5
         policy.actor_heads[0].module.std_limit.fill_(0.8)
-    learner = PPO(tiny_config(popart=False), policy)
+    learner = PPO(config, policy)
     content = {
         "format": "mtrl_vec checkpoint 1",
         "config": flat,

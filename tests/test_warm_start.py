@@ -20,7 +20,7 @@ EVALUATED = {"eval_interval": 192, "eval_episodes": 2, "max_episode_steps": 20}
 def source(tmp_path_factory) -> Path:
     """A run on push and reach that has learned a little, with statistics of its own."""
     folder = tmp_path_factory.mktemp("source") / "run"
-    settings = {"tasks": ("push", "reach"), "total_frames": 3 * 192}
+    settings = {"tasks": ("push", "reach"), "total_frames": 3 * 192, "direct_features": True}
     Trainer(tiny_config(run_dir=folder, **settings, **EVALUATED)).train()
     return folder
 
@@ -35,7 +35,7 @@ def test_a_policy_file_carries_all_that_a_warm_start_needs(source) -> None:
 def test_known_tasks_act_and_judge_as_before_and_new_ones_get_fresh_heads(source, tmp_path) -> None:
     """The other order of tasks, and one that the policy does not know."""
     tasks = ("reach", "pick-place", "push")
-    settings = {"tasks": tasks, "seed": 5}
+    settings = {"tasks": tasks, "seed": 5, "direct_features": True}
     warm = Trainer(tiny_config(run_dir=tmp_path / "warm", init_from=source, **settings))
     cold = Trainer(tiny_config(run_dir=tmp_path / "cold", **settings))
     old, content = load_policy(source).module, load_checkpoint(source / "best.pt")
@@ -78,7 +78,7 @@ def test_a_policy_without_a_critic_starts_a_run_with_a_fresh_one(source, tmp_pat
         name: t.half() for name, t in content["policy"].items() if not name.startswith("critic_heads.")
     }
     save_checkpoint(tmp_path / "acting.pt", content)
-    settings = {"tasks": ("push", "reach"), "seed": 5}
+    settings = {"tasks": ("push", "reach"), "seed": 5, "direct_features": True}
     warm = Trainer(tiny_config(run_dir=tmp_path / "warm", init_from=tmp_path / "acting.pt", **settings))
     cold = Trainer(tiny_config(run_dir=tmp_path / "cold", **settings))
     for name, tensor in warm.policy.state_dict().items():
@@ -93,6 +93,7 @@ def test_a_policy_without_a_critic_starts_a_run_with_a_fresh_one(source, tmp_pat
 def test_an_interrupted_one_ends_as_one_that_went_through(source, tmp_path) -> None:
     """Interrupted before any episode has ended, when all that is known of a task is that the first policy knew it."""
     settings = {"tasks": ("reach", "pick-place", "push"), "init_from": source, "max_episode_steps": 50}
+    settings["direct_features"] = True
     train(tmp_path / "whole", **settings)
     train_until_interrupted(tmp_path / "run", 1, **settings)
     resume(tmp_path / "run")
@@ -102,7 +103,7 @@ def test_an_interrupted_one_ends_as_one_that_went_through(source, tmp_path) -> N
 
 def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(source, tmp_path) -> None:
     (checkpoint,) = source.glob("checkpoint-576.pt")
-    settings = {"tasks": ("push",), "total_frames": 192}
+    settings = {"tasks": ("push",), "total_frames": 192, "direct_features": True}
     run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=checkpoint, **settings))
     run.train()
     checkpoint_of_run = load_checkpoint(tmp_path / "run" / "checkpoint-192.pt")
@@ -118,6 +119,7 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
     [
         ([], "its head is 16, this run's is 32: make them equal"),
         (["--head", "16", "--no-relative-features"], "its relative_features is True, this run's is False"),
+        (["--head", "16", "--direct-features", "False"], "its direct_features is True, this run's is False"),
         (["--head", "16", "--no-popart"], "its popart is True, this run's is False"),
         (["--head", "16", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
         (["--head", "16", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
@@ -128,7 +130,7 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_starts(source, tmp_path, capsys, flags, message) -> None:
-    sizes = [*SMALL, "--head", "32", *flags, "--run-dir", str(tmp_path / "run")]
+    sizes = [*SMALL, "--head", "32", "--direct-features", "True", *flags, "--run-dir", str(tmp_path / "run")]
     assert main(["train", *sizes, "--init-from", str(source)]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith(f"error: init_from is {source / 'best.pt'}: ") and err.count("\n") == 1
@@ -143,7 +145,7 @@ def test_files_that_hold_no_policy_to_start_from(source, tmp_path, capsys) -> No
         (tmp_path / "old.pt", "it holds no policy with the scale of its rewards"),
         (tmp_path / "missing.pt", "no checkpoint at"),
     ):
-        flags = [*SMALL, "--popart", "--run-dir", str(tmp_path / "run"), "--init-from", str(path)]
+        flags = [*SMALL, "--direct-features", "True", "--run-dir", str(tmp_path / "run"), "--init-from", str(path)]
         assert main(["train", *flags]) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
@@ -157,7 +159,8 @@ def test_a_run_whose_best_policy_has_no_reward_scale_starts_others_from_its_late
     content.pop("reward_scale")
     save_checkpoint(old / "best.pt", content)
     save_checkpoint(old / "checkpoint-576.pt", load_checkpoint(source / "checkpoint-576.pt"))
-    run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=old, tasks=("push", "reach"), popart=True))
+    settings = {"tasks": ("push", "reach"), "popart": True, "direct_features": True}
+    run = Trainer(tiny_config(run_dir=tmp_path / "run", init_from=old, **settings))
     run.lock.release()
     kept = load_checkpoint(source / "checkpoint-576.pt")["learner"]["reward_scale"]
     assert torch.equal(run.learner.reward_scale.var, kept["var"])

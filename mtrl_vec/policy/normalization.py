@@ -69,6 +69,7 @@ class ObservationNorm(nn.Module):
         count = one_hot.sum(0)[:, None]
         share = one_hot.T / count.clamp(min=1)
         mean = share @ x
+        mean = mean + share @ (x - one_hot @ mean)  # a sum of many rows in one product is off by tens of roundings
         var = share @ (x - one_hot @ mean) ** 2
         count = torch.where((mean + var).isfinite().all(), count, 0.0).expand_as(mean)
         for moments in ranks.each(torch.stack([mean, var, count])):
