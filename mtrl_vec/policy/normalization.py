@@ -65,15 +65,23 @@ class ObservationNorm(nn.Module):
         """Add the observations of all ranks to the running moments, [..., D], of the groups that they are of,
         [..., G]."""
         x = x.reshape(-1, x.shape[-1])
-        one_hot = x.new_ones(len(x), 1) if one_hot is None else one_hot.reshape(-1, one_hot.shape[-1])
-        count = one_hot.sum(0)[:, None]
-        share = one_hot.T / count.clamp(min=1)
-        mean = share @ x
-        mean = mean + share @ (x - one_hot @ mean)  # a sum of many rows in one product is off by tens of roundings
-        var = share @ (x - one_hot @ mean) ** 2
+        if one_hot is None:
+            var, mean = torch.var_mean(x, dim=0, keepdim=True, correction=0)
+            count = torch.full_like(self.count, len(x))
+        else:
+            mean, var, count = _moments_by_group(x, one_hot.reshape(-1, one_hot.shape[-1]))
         count = torch.where((mean + var).isfinite().all(), count, 0.0).expand_as(mean)
         for moments in ranks.each(torch.stack([mean, var, count])):
             merge_moments(self, moments[0], moments[1], moments[2, :, :1])
+
+
+def _moments_by_group(x: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, D], [N, G] -> mean and variance of each group [G, D], and how many rows it has [G, 1]."""
+    count = one_hot.sum(0)[:, None]
+    share = one_hot.T / count.clamp(min=1)
+    mean = share @ x
+    mean = mean + share @ (x - one_hot @ mean)  # a sum of many rows in one product is off by tens of roundings
+    return mean, share @ (x - one_hot @ mean) ** 2, count
 
 
 def merge_moments(moments: Moments, mean: Tensor, var: Tensor, count: Tensor) -> None:
