@@ -71,6 +71,7 @@ def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
     assert together == {name: results[name] for name in (*values, "eval/mean_success_rate")}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_processes_or_order(monkeypatch) -> None:
     monkeypatch.setattr(official, "NUM_GOALS", 1)  # whose full number is tested above
     torch.manual_seed(0)

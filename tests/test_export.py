@@ -106,6 +106,7 @@ def test_the_model_without_this_package(small) -> None:
     assert metadata["tasks"] == "reach-v3,push-v3,pick-place-v3" and int(metadata["frames"]) > 0
 
 
+@pytest.mark.slow
 def test_goals_that_are_reached_are_the_same(small) -> None:
     policy, exported = small[0], OnnxPolicy(small[1])
     for k in range(3):

@@ -39,8 +39,8 @@ from runs import SETTINGS, metrics, train, whole_state
     "settings",
     [
         {"sampling": CurriculumConfig(curriculum_frames=384)},
-        {"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True},
-        {"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16},
+        pytest.param({"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True}, marks=pytest.mark.slow),
+        pytest.param({"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16}, marks=pytest.mark.slow),
         {"tasks": ("MT10",), "num_envs": 20, "num_steps": 16, "total_frames": 6 * 320, "sampling": "random"},
     ],
     ids=["one after the other", "overlap", "idle rows", "ten tasks"],

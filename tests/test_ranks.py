@@ -187,6 +187,7 @@ def test_two_ranks_learn_as_one_process(name, continued) -> None:
         assert float(metrics(two / name)[1][column]) == pytest.approx(float(value), rel=1e-4, abs=1e-5, nan_ok=True)
 
 
+@SLOW
 def test_any_number_of_ranks_continues_a_run(continued, tmp_path) -> None:
     """Three ranks what one process began; one process, and three ranks, what two ranks went on with."""
     first, one, two = continued("default")

@@ -6,8 +6,6 @@ import copy
 import itertools
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -216,16 +214,14 @@ def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) ->
     assert best[0] == best[1]
 
 
-def test_two_processes_do_not_share_a_run(tmp_path) -> None:
+def test_two_processes_do_not_share_a_run(tmp_path, capsys) -> None:
     # Seldom enough that the second process, which looks at checkpoints first, does not see them replaced meanwhile.
     process, _ = start_training(tmp_path / "run", "--total-frames", str(9000 * 192), "--checkpoint-seconds", "5")
     try:
         wait_for(lambda: bool(checkpoints(tmp_path / "run")), process)
         for arguments in (["--resume", str(tmp_path / "run")], ["--run-dir", str(tmp_path / "run"), "--overwrite"]):
-            command = [sys.executable, "-m", "mtrl_vec", "train", *arguments]
-            second = subprocess.run(command, capture_output=True, text=True, timeout=180)
-            assert second.returncode == 2
-            assert second.stderr.startswith(f"error: {tmp_path / 'run'} is in use by another process")
+            assert main(["train", *arguments]) == 2
+            assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run'} is in use by another process")
         assert process.poll() is None
     finally:
         process.kill()

@@ -80,6 +80,7 @@ def test_fifty_tasks_in_one_batch_equal_metaworld() -> None:
             pair.step(pair.actions(everywhere if t < steps // 2 else ~everywhere))
 
 
+@pytest.mark.slow
 def test_metaworlds_own_rewards_of_whole_episodes() -> None:
     """The experts solve our simulations; Meta-World judges every state on the way, without simulating."""
     sim = SimBatch(MT50, np.arange(len(MT50)))
