@@ -71,10 +71,14 @@ EXPLORATION = {
     "unbounded-mean": "--no-bounded-mean",
     "no-popart": "--no-popart",
     "uniform-sampling": "--task-sampling uniform",
-    "direct-features": "--direct-features True",
     "360-envs": "--num-envs 360",
 }
 """The same for ten and fifty tasks: what finds the tasks that are hard to find."""
+DIRECT = {
+    "MT10": {"direct-features": "--direct-features True"},
+    "MT50": {"no-direct-features": "--direct-features False"},
+}
+"""And what the heads see, whose default depends on the number of tasks."""
 
 VARIANTS = {
     "bf16": "--seed 1 --precision bf16",
@@ -124,7 +128,7 @@ def cells(args: Args) -> dict[str, list[str]]:
         length, suffix = ["--total-frames", str(args.total_frames)], f"-{args.total_frames / 1e6:g}M"
     study = {f"seed{seed}{suffix}": [*tasks, "--seed", str(seed), *length] for seed in args.seeds}
     if args.ablation:
-        removed = ABLATION if of_three else EXPLORATION
+        removed = ABLATION if of_three else EXPLORATION | DIRECT[args.suite]
         study |= {name: [*tasks, "--seed", "1", *shlex.split(flags)] for name, flags in removed.items()}
     if args.alone:
         length = [] if of_three else ["--total-frames", str(ALONE_FRAMES)]

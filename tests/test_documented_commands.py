@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_readme import documented_commands
 
 from fake_hub import client_settings, local_hub
 from mtrl_vec.policy.checkpoint import BEST_NAME, find_checkpoint
+from test_readme import documented_commands
 
 RUN = "runs/my-run"
 FEW = {

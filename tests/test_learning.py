@@ -240,14 +240,15 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
     assert all(len(fields) == 1 for fields in changed.values()), changed
 
 
-def test_so_does_the_one_of_ten_tasks_but_for_the_plain_control() -> None:
-    cells = learning.cells(learning.Args(suite="MT10", seeds=(1, 2), ablation=True, alone=True))
+@pytest.mark.parametrize(("suite", "count"), [("MT10", 10), ("MT50", 50)])
+def test_so_do_those_of_more_tasks_but_for_the_plain_control(suite, count) -> None:
+    cells = learning.cells(learning.Args(suite=suite, seeds=(1, 2), ablation=True, alone=True))
     settings = {name: flat(parse_train(flags)) for name, flags in cells.items()}
     reference = settings.pop("seed1")
-    assert len(reference["tasks"]) == 10 and settings.pop("seed2") == reference | {"seed": 2}
+    assert len(reference["tasks"]) == count and settings.pop("seed2") == reference | {"seed": 2}
     changed = {name: {k for k in reference if values.get(k) != reference[k]} for name, values in settings.items()}
     alone = {name: changed.pop(name) for name in list(changed) if name.endswith("-alone")}
-    assert len(alone) == 10 and all(fields == {"tasks", "total_frames"} for fields in alone.values())
+    assert len(alone) == count and all(fields == {"tasks", "total_frames"} for fields in alone.values())
     plain = {"noise_correlation", "hold_std", "bounded_mean", "popart", "method"}
     assert changed.pop("plain") == plain
     assert len(changed) == 7 and all(len(fields) == 1 for fields in changed.values()), changed

@@ -61,7 +61,7 @@ class Torso(nn.Module):
     def forward(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         """[..., D], [..., K] -> [..., H]."""
         x, own = self.features(observation, task_one_hot)
-        return _beside(self.layers(x), own)
+        return self._beside(self.layers(x), own)
 
     def copies(self) -> list[Tensor]:
         """The parameters once per task, [K, ...] each in the order of `parameters`, for gradients of their own."""
@@ -87,12 +87,11 @@ class Torso(nn.Module):
         x = nn.functional.silu(x * gain.index_select(0, task_idx) + offset.index_select(0, task_idx))
         x = nn.functional.silu(linear(x, weight2.transpose(1, 2), bias2, rows))  # type: ignore[arg-type]
         x = x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
-        return _beside(x, own)
+        return self._beside(x, own)
 
-
-def _beside(hidden: Tensor, own: Tensor) -> Tensor:
-    """Both in one, in the precision of the first: under autocast the heads would round the second anyway."""
-    return torch.cat([hidden, own.to(hidden.dtype)], dim=-1)
+    def _beside(self, hidden: Tensor, own: Tensor) -> Tensor:
+        """Both in one, in the precision of the first: under autocast the heads would round the second anyway."""
+        return torch.cat([hidden, own.to(hidden.dtype)], dim=-1) if self.features.direct else hidden
 
 
 class ActorHeads(nn.Module):

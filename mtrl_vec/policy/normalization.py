@@ -52,18 +52,18 @@ class ObservationNorm(nn.Module):
         self.register_buffer("count", torch.zeros(num_groups, 1))
 
     def forward(self, x: Tensor, group: Tensor | None = None) -> Tensor:
-        """[..., D], and of which group each row is, [...] -> [..., D]. Without groups, all are of the first."""
+        """[..., D], and of which group each row is, [...] -> [..., D]. Without ``group`` there is one only."""
+        if group is None:
+            return ((x - self.mean[0]) * torch.rsqrt(self.var[0] + self.VARIANCE_FLOOR)).clamp(-10, 10)
         seen = self.count > 0
         of_all = torch.where(seen, self.var, 0.0).sum(0) / seen.sum().clamp(min=1)
         rate = torch.rsqrt(torch.maximum(self.var, self.LEAST_OF_ALL**2 * of_all) + self.VARIANCE_FLOOR)
-        mean = self.mean[0] if group is None else self.mean.index_select(0, group.flatten()).view(x.shape)
-        rate = rate[0] if group is None else rate.index_select(0, group.flatten()).view(x.shape)
+        mean, rate = (moment.index_select(0, group.flatten()).view(x.shape) for moment in (self.mean, rate))
         return ((x - mean) * rate).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, x: Tensor, one_hot: Tensor | None = None, ranks: Ranks = ALONE) -> None:
-        """Add the observations of all ranks to the running moments, [..., D], of the groups that they are of,
-        [..., G]."""
+        """Add the observations of all ranks to the running moments, [..., D], each to those of its group, [..., G]."""
         x = x.reshape(-1, x.shape[-1])
         if one_hot is None:
             var, mean = torch.var_mean(x, dim=0, keepdim=True, correction=0)
