@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -215,10 +216,10 @@ def test_an_interruption_of_an_evaluation(tmp_path, undisturbed, monkeypatch) ->
 
 
 def test_two_processes_do_not_share_a_run(tmp_path, capsys) -> None:
-    # Seldom enough that the second process, which looks at checkpoints first, does not see them replaced meanwhile.
-    process, _ = start_training(tmp_path / "run", "--total-frames", str(9000 * 192), "--checkpoint-seconds", "5")
+    process, _ = start_training(tmp_path / "run", "--total-frames", str(9000 * 192), "--checkpoint-seconds", "0")
     try:
         wait_for(lambda: bool(checkpoints(tmp_path / "run")), process)
+        process.send_signal(signal.SIGSTOP)  # it keeps its lock, and its checkpoints are not replaced meanwhile
         for arguments in (["--resume", str(tmp_path / "run")], ["--run-dir", str(tmp_path / "run"), "--overwrite"]):
             assert main(["train", *arguments]) == 2
             assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run'} is in use by another process")

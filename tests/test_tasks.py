@@ -67,7 +67,10 @@ def test_fixed_vectors_of_a_task_are_metaworlds_fifty(name: str, without_settlin
         np.testing.assert_array_equal(fixed_vectors([task], seed)[0], expected)
 
 
-@pytest.mark.parametrize(("tasks", "benchmark"), [(MT10, metaworld.MT10), (MT50, metaworld.MT50)], ids=["MT10", "MT50"])
+@pytest.mark.parametrize(
+    ("tasks", "benchmark"),
+    [pytest.param(MT10, metaworld.MT10, id="MT10"), pytest.param(MT50, metaworld.MT50, id="MT50", marks=pytest.mark.slow)],
+)
 def test_fixed_vectors_of_a_benchmark_are_metaworlds(tasks, benchmark, without_settling) -> None:
     """One random stream runs through all tasks of a benchmark."""
     expected = vectors_of(benchmark(seed=5).train_tasks)
