@@ -81,13 +81,13 @@ LIBRARIES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "libraries.md").
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(3))
 def test_programs_with_other_libraries(index, tmp_path) -> None:
-    """Those in docs/libraries.md, as they are. The second one learns to reach."""
+    """Those in docs/libraries.md, as they are. The first two learn to reach."""
     assert len(LIBRARIES) == 3
     (tmp_path / "program.py").write_text(LIBRARIES[index])
     result = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     success = re.search(r"success at the end of the last 100 episodes: (\d+)%", result.stdout)
-    assert success and (index != 1 or int(success[1]) >= 80), result.stdout  # untrained policies are below 5
+    assert success and int(success[1]) >= (60, 80, 0)[index], result.stdout  # untrained policies are below 5
 
 
 def documented_commands() -> list[list[str]]:
