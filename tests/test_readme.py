@@ -31,7 +31,7 @@ SNIPPETS = [
 
 
 def _takes_long(snippet: str) -> bool:
-    return "Trainer(" in snippet or "range(500)" in snippet and "make_vec" in snippet
+    return "Trainer(" in snippet or ("range(500)" in snippet and "make_vec" in snippet)
 
 
 @pytest.mark.parametrize(

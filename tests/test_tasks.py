@@ -69,7 +69,10 @@ def test_fixed_vectors_of_a_task_are_metaworlds_fifty(name: str, without_settlin
 
 @pytest.mark.parametrize(
     ("tasks", "benchmark"),
-    [pytest.param(MT10, metaworld.MT10, id="MT10"), pytest.param(MT50, metaworld.MT50, id="MT50", marks=pytest.mark.slow)],
+    [
+        pytest.param(MT10, metaworld.MT10, id="MT10"),
+        pytest.param(MT50, metaworld.MT50, id="MT50", marks=pytest.mark.slow),
+    ],
 )
 def test_fixed_vectors_of_a_benchmark_are_metaworlds(tasks, benchmark, without_settling) -> None:
     """One random stream runs through all tasks of a benchmark."""
