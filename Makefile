@@ -75,6 +75,7 @@ $(BIN)/pip:
 	@$(BIN)/python -m pip --version >/dev/null
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo 'installing into $(VENV): this takes a few minutes' >&2
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -67,6 +67,22 @@ def test_plain_lines_where_there_is_no_terminal(capsys) -> None:
     assert lines[-1] == "something happened" and "\x1b" not in "".join(lines)
 
 
+def test_an_evaluation_has_a_line_of_its_own(capsys) -> None:
+    display = ProgressDisplay(TASKS, 2_000_000, quiet=False)
+    evaluated = {"eval/reach-v3/success_rate": 0.75, "eval/push-v3/success_rate": 0.5, "eval/mean_success_rate": 0.4}
+    row = ROW | {"frames": 5000, "time/elapsed": 1.0, "eval/pick-place-v3/success_rate": 0.0, **evaluated}
+    display.update(row)
+    display.update(row | {"eval/mean_success_rate": NAN})
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluation")]
+    assert lines == ["evaluation after 5,000 frames: mean success 0.400, reach-v3 75%, push-v3 50%, pick-place-v3 0%"]
+    rates = {"frames": 7000, "eval/mean_success_rate": 0.5}
+    tasks, row = many([0.98] * 5 + [0.9] * 4 + [0.89])
+    rates |= {name.replace("train", "eval"): rate for name, rate in row.items() if name.endswith("rate")}
+    ProgressDisplay(tasks, 2_000_000, quiet=False).update(row | rates)
+    err = capsys.readouterr().err
+    assert "evaluation after 7,000 frames: mean success 0.500, 5 of 10 tasks at 98%, 9 of 10 tasks at 90%\n" in err
+
+
 def many(rates: list[float]) -> tuple[tuple[str, ...], dict[str, float]]:
     """Tasks with names as long as Meta-World's longest, and a row of metrics with their success rates."""
     tasks = tuple(f"button-press-topdown-wall-{i}" for i in range(len(rates)))

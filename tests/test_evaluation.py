@@ -59,7 +59,8 @@ class Experts:
 def test_experts_solve_every_goal_of_the_benchmark_seed_once() -> None:
     experts, calls = Experts(TASK_NAMES), []
     results = official.evaluate(experts, [3], progress=lambda *call: calls.append(call))
-    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    said = [f"{task}, seed 3: success {results[f'eval/{task}/success_rate']:.3f}" for task in TASK_NAMES]
+    assert calls == [(done, 3, result) for done, result in enumerate(["", *said])]
     assert results["eval/mean_success_rate"] >= 0.98
     for k, (task, seen) in enumerate(zip(resolve_tasks(TASK_NAMES), experts.goals, strict=True)):
         # Each of the fifty goals of the task's seed (in the plane: push's height is the puck's), and no other.
@@ -81,9 +82,10 @@ def test_results_do_not_depend_on_processes_or_order(monkeypatch) -> None:
         torch.nn.init.normal_(parameter, std=0.2)
     policy = TrainedPolicy(module, config, 0, Path("nowhere"))
     alone = official.evaluate(policy, [5])
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[int, int, str]] = []
     assert official.evaluate(policy, [5], num_workers=2, progress=lambda *call: calls.append(call)) == alone
-    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [call[:2] for call in calls] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted(call[2].split(",")[0] for call in calls[1:]) == sorted(policy.tasks)
     again = official.run_unit(policy, official.Unit(0, 5, 1))  # after others, in this process
     assert again == {name: alone[name] for name in again} and len(again) == 2
     assert len({alone[f"eval/{task}/return"] for task in policy.tasks}) == 3
@@ -138,7 +140,7 @@ def test_processes_end_with_the_evaluation(what, tmp_path) -> None:
     assert process.wait(timeout=60) == code
     assert still_running(processes) == []
     said = log.read_text().splitlines()
-    assert said[0] == "evaluated 0 of 4 tasks and seeds"
+    assert said[0] == "50 episodes each; failures take all 500 steps"
     if what == "a worker is killed":
         (line,) = said[1:]
         assert line.startswith("error: an evaluation process died, 4 of 4 tasks and seeds left")
@@ -175,7 +177,7 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
     checkpoint = str(tmp_path / "checkpoint-1234.pt")
     assert (results["checkpoint"], results["frames"], results["seeds"]) == (checkpoint, 1234, [2])
     out, err = capsys.readouterr()
-    assert err.splitlines() == [f"evaluated {done} of 1 tasks and seeds" for done in (0, 1)]
+    assert err.splitlines()[1:] == ["1 of 1 done: pick-place-v3, seed 2: success 0.000"]
     assert "0.000" in out and "0.00-0.49" in out and "checkpoint-1234.pt, trained for 1,234 frames" in out
 
 

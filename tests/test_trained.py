@@ -76,6 +76,14 @@ def test_bad_calls_are_named(policy, observation, task, message) -> None:
         policy(observation, task)
 
 
+def test_positions_that_are_no_task(policy) -> None:
+    with pytest.raises(
+        InputError, match="task_idx has 1 to 3: this policy has 3 tasks, reach-v3, push-v3, pick-place-v3"
+    ):
+        policy.act(np.zeros((2, 39)), np.array([1, 3]))
+    assert policy.act(np.zeros((0, 39)), np.zeros(0, dtype=int)).shape == (0, 4)
+
+
 def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
     config = tiny_config(tasks=("push",))
     content = {"config": config.to_dict(), "policy": make_policy(config).state_dict(), "frames": 5}

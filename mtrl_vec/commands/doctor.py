@@ -58,15 +58,16 @@ def _machine() -> dict[str, str]:
     except InputError as error:
         drawing = f"does not work ({error})"
     gpu = about["gpu"] or ("none" if torch.version.cuda else "none, and PyTorch is built without CUDA")
-    return {"processor": f"{about['cpu']}, {about['cores']} cores", "GPU": str(gpu), **memory, "drawing": drawing}
+    cores = f"{about['cores']} core{'s' if about['cores'] != 1 else ''}"
+    return {"processor": f"{about['cpu']}, {cores}", "GPU": str(gpu), **memory, "drawing": drawing}
 
 
 def _training() -> dict[str, str]:
-    config = resolve(TrainConfig())
+    config, wanted = resolve(TrainConfig()), os.environ.get("OMP_NUM_THREADS") or "not set"
     folder = cache_folder()
     return {
         "device": config.runtime.device,
         "simulator processes": f"{config.runtime.num_workers}, started by {START_METHOD}",
-        "learner threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')})",
+        "learner threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS is {wanted})",
         "compiled models": "not kept" if folder is None else str(folder),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from mtrl_vec.errors import InputError
 from mtrl_vec.files import sha256_of
 from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
+from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints
 from mtrl_vec.policy.export import OnnxPolicy
 from mtrl_vec.tasks.official import NUM_GOALS, check_seeds, check_tasks, evaluate
 
@@ -48,21 +50,26 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
         }
         results.append(about | scores)
         goals = f"{NUM_GOALS * len(command.seeds)} goals a task"
-        heading = f"{policy.file}, trained for {policy.frames:,} frames, on {goals}"
+        heading = f"{policy.file}, trained for {policy.frames:,} frames{newer(policy.file, policy.frames)}, on {goals}"
         console.print(heading, markup=False, highlight=False, soft_wrap=True)
         console.print(make_table(scores, policy.tasks, command.seeds))
         write_json(command.json, results)
 
 
-def ignore(done: int, total: int) -> None:
+def newer(file: Path, frames: int) -> str:
+    """Names the newest checkpoint of the run, if ``file`` is its best policy and from before that; else empty."""
+    newest = checkpoints(file.parent)[:1] if file.name == BEST_NAME else []
+    return "".join(f" (the newest is {path.name})" for path in newest if path.name != checkpoint_name(frames))
+
+
+def ignore(done: int, total: int, result: str) -> None:
     """Show no progress."""
 
 
-def show_progress(done: int, total: int) -> None:
-    """Show how many tasks and seeds are done on standard error, in one line if that is a terminal."""
-    line = f"evaluated {done} of {total} tasks and seeds"
-    end = "\r" if sys.stderr.isatty() and done < total else "\n"
-    print(line, end=end, file=sys.stderr, flush=True)
+def show_progress(done: int, total: int, result: str) -> None:
+    """Print the result of each task and seed on standard error as soon as it is there: an interruption loses none."""
+    line = f"{done} of {total} done: {result}" if result else f"{NUM_GOALS} episodes each; failures take all 500 steps"
+    print(line, file=sys.stderr, flush=True)
 
 
 def make_table(scores: Mapping[str, float], tasks: Sequence[str], seeds: Sequence[int]) -> Table:
@@ -70,7 +77,7 @@ def make_table(scores: Mapping[str, float], tasks: Sequence[str], seeds: Sequenc
     caption = f"success under Meta-World's protocol, seed {', '.join(map(str, seeds))}; Wilson 95 % intervals"
     table = Table(caption=caption)
     table.add_column("task", no_wrap=True)
-    for heading in ("success", "95 %", "return"):
+    for heading in ("success", "95 % interval", "return"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in (*tasks, "mean"):
         at = "eval/mean" if name == "mean" else f"eval/{name}"

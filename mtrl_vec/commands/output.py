@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +43,17 @@ def write_json(path: Path | None, content: object) -> None:
     """Write what ``--json`` asks for, if anything. Raises InputError."""
     if path is not None:
         write("--json", path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def own_command() -> str:
+    """How the command ``mtrl-vec`` of this installation can be called from the current folder."""
+    command = Path(sys.executable).with_name("mtrl-vec")
+    if not command.exists():
+        return "python -m mtrl_vec"
+    on_path = shutil.which("mtrl-vec")
+    if on_path and Path(on_path) == command:
+        return "mtrl-vec"
+    return str(command.relative_to(Path.cwd())) if command.is_relative_to(Path.cwd()) else str(command)
 
 
 def say(line: str, quiet: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtrl_vec.commands.output import own_command
 from mtrl_vec.commands.parsing import parse, peek
 from mtrl_vec.errors import InputError, RunFailed
 from mtrl_vec.processes import num_ranks
@@ -53,7 +54,7 @@ def train(arguments: Sequence[str]) -> None:
         raise RunFailed(f"trained for {trainer.frames:,} frames, but {_saved(trainer)}")
     trainer.ranks.close()
     if says and not config.runtime.quiet:
-        print(f"done: {trainer.frames:,} frames; evaluate with: python -m mtrl_vec eval {trainer.run_dir}")
+        print(f"done: {trainer.frames:,} frames; evaluate with: {own_command()} eval {trainer.run_dir}")
 
 
 def _join(arguments: Sequence[str]) -> Ranks | None:

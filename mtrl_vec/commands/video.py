@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mtrl_vec.commands.arguments import VideoCommand
-from mtrl_vec.commands.output import check_least, say_written
+from mtrl_vec.commands.output import check_least, say, say_written
 from mtrl_vec.commands.stage import Stage
 from mtrl_vec.errors import InputError
 from mtrl_vec.tasks.suite import resolve_tasks
@@ -38,6 +38,9 @@ STEPS_AFTER_SUCCESS = 40
 MAX_WIDTH = 1920
 """Of the whole picture, in pixels."""
 
+MAX_EPISODE_STEPS = 150
+"""An episode without success by then has failed."""
+
 _GIF_WIDTH, _GIF_FPS = 720, 20
 
 
@@ -49,6 +52,8 @@ def video(command: VideoCommand) -> None:
 
     policy = load_policy(command.checkpoint)
     out = command.out.with_suffix("") if command.out.suffix in (".mp4", ".gif") else command.out
+    frames = f"{command.episodes * MAX_EPISODE_STEPS} steps at most, each 0.07 s per task if there is no GPU"
+    say(f"filming {len(policy.tasks)} tasks: {frames}", command.quiet)
     files = record(policy, policy.tasks, out, episodes=command.episodes, seed=command.seed)
     say_written(files, command.quiet)
 
@@ -60,7 +65,7 @@ def record(
     *,
     episodes: int = 2,
     seed: int = 0,
-    max_episode_steps: int = 150,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
     width: int = 360,
     height: int = 360,
     fps: int = 40,

@@ -25,8 +25,8 @@ class EnvironmentConfig:
     tasks: tuple[str, ...] = ("MT3",)
     """Tasks to learn together: sets (MT3, MT10, MT50), names of tasks, or both."""
     num_envs: int | None = None
-    """B, simulations running side by side; environment i starts with task i modulo K. By default 72 per task, but at
-    least 360 and at most 1440."""
+    """B, simulations running side by side; environment i starts with task i modulo K. By default 72 per task,
+    clamped to 360 to 1440."""
     max_episode_steps: int | None = None
     """Time limit of an episode, in environment steps. Meta-World's own, which `eval` keeps to, is 500; but a policy
     that works needs far fewer, and learns more from a new episode than from holding the goal. By default 100 for up to
@@ -55,8 +55,8 @@ class PolicyConfig:
     head: int = 128
     """Width of the hidden layer of each task's head."""
     bounded_mean: bool = True
-    """Keep the mean actions within [-1, 1], the actions' range, by tanh. A mean far outside drowns the noise: what is
-    clipped to the range is the same whatever the noise, and nothing is explored."""
+    """Keep the mean actions within [-1, 1], the actions' range, by tanh. With a mean far outside, clipping removes
+    the noise, and nothing is explored."""
     init_std: float = 1.0
     """Initial standard deviation of the actions, in units of the action range's half width."""
     learn_std: bool = True
@@ -66,9 +66,9 @@ class PolicyConfig:
     normalize_observation: bool = True
     """Normalise observations by their running mean and variance."""
     direct_features: bool | None = None
-    """Show the heads the observation itself as well, normalised by the mean and variance of their own task. One task
-    varies far less than fifty, and what decides about its success is a matter of centimetres. By default with more than
-    10 tasks."""
+    """Show the heads the observation itself as well, normalised by the mean and variance of their own task:
+    observations vary less within one task than across fifty, and success depends on a few centimetres. By default with
+    more than 10 tasks."""
     popart: bool = True
     """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
 
@@ -99,8 +99,8 @@ class LearnerConfig:
     final_kl_fraction: float = 0.2
     """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
     final_std: float = 0.3
-    """Limit of the standard deviation at the end; it falls linearly from init_std between 40 and 90 % of the run. The
-    mean action is what gets evaluated, and it must not come to rely on the noise."""
+    """Limit of the standard deviation at the end; it falls linearly from init_std between 40 and 90 % of the run.
+    Evaluation uses the mean action, so the policy must not come to depend on the noise."""
     gradient_method: GradientMethod = "none"
     """How the tasks' gradients over the shared torso are combined. none: added up. pcgrad: conflicts are projected out.
     cagrad: the task that gains least gains as much as possible."""
@@ -109,7 +109,7 @@ class LearnerConfig:
     default all are equal."""
     noise_correlation: float = 0.85
     """Correlation of the actions' noise from one step to the next in tasks without success; it falls linearly to 0 at a
-    success rate of 50 %. Motions that are kept up find what white noise does not: how to open a drawer."""
+    success rate of 50 %. Correlated noise finds what white noise misses, such as how to open a drawer."""
     hold_std: bool = True
     """Keep the standard deviation of tasks without success at its limit; this fades as noise_correlation does."""
     exploration_delay: int | None = None
@@ -168,7 +168,7 @@ class RuntimeConfig:
     """Simulator processes of each rank, over which its environments are spread. By default one per core, or one less
     with more than two cores."""
     device: Device = "auto"
-    """Where the policy lives and learns. auto: CUDA when there is one."""
+    """Device of the policy and its updates. auto: CUDA if it is available."""
     precision: Precision = "fp32"
     """Of forward passes and losses; weights, their gradients and the optimiser are always fp32."""
     compile: Compile = "off"

@@ -109,7 +109,9 @@ class SimulatorPool(ParallelEnv):
         self._terminate_and_join_workers(workers, timeout=2.0)
         super()._cleanup_failed_worker_startup()
         if dead is not None:
-            raise WorkerDied(f"simulation worker {dead} died with exit code {workers[dead].exitcode} while it started")
+            exit_code = workers[dead].exitcode
+            hint = "; does your script have an 'if __name__ == \"__main__\":' guard?" if exit_code == 1 else ""
+            raise WorkerDied(f"simulation worker {dead} died with exit code {exit_code} while it started{hint}")
 
     def collect(self, policy: Callable[[TensorDictBase], TensorDictBase], num_steps: int) -> TensorDict:
         """Step all environments with a policy, new episodes included: a rollout [B, T] without idle rows.

@@ -22,7 +22,7 @@ class TrainedPolicy:
     """What `load_policy` returns: call it with an observation and a task to get an action."""
 
     module: SharedPolicy
-    """The networks, on the CPU; ``module.actor`` is a TorchRL actor. If the file has no critic, that is not trained."""
+    """The networks, on the CPU; ``module.actor`` is a TorchRL actor. Without a critic in the file it is untrained."""
     config: TrainConfig
     """What it was trained with."""
     frames: int
@@ -67,8 +67,16 @@ class TrainedPolicy:
         """Actions [n, 4], clipped to [-1, 1], for observations [n, 39] of the tasks at positions [n] in `tasks`.
 
         The mean ones, or drawn at random.
+
+        Raises:
+            InputError: a position that is not in `tasks`.
         """
         rows, tasks = torch.as_tensor(observation, dtype=torch.float32), torch.as_tensor(task_idx)
+        if len(tasks) and not 0 <= tasks.min() <= tasks.max() < len(self.tasks):
+            raise InputError(
+                f"task_idx has {int(tasks.min())} to {int(tasks.max())}: this policy has {len(self.tasks)} tasks, "
+                f"{', '.join(self.tasks)}"
+            )
         one_hot = torch.nn.functional.one_hot(tasks, self.module.num_tasks).float()
         loc, scale = self.module.distribution(rows, one_hot, tasks)
         return (torch.normal(loc, scale) if sample else loc).clamp(-1, 1).numpy()

@@ -35,8 +35,8 @@ from mtrl_vec.processes import START_METHOD, deferred_interrupts
 NUM_GOALS = 50
 MAX_SEED = 2**32 - len(ALL_V3_ENVIRONMENTS)
 """Seeds have 32 bits, and task ``k``, of up to all of Meta-World's, gets the goals of ``seed + k``."""
-Progress = Callable[[int, int], object]
-"""Is told how many units are done, of how many."""
+Progress = Callable[[int, int, str], object]
+"""Is told how many units are done, of how many, and the result of the one done last: empty at the start."""
 
 
 class Policy(Protocol):
@@ -128,7 +128,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def evaluate(
-    policy: Policy, seeds: Sequence[int], num_workers: int = 1, progress: Progress = lambda done, total: None
+    policy: Policy, seeds: Sequence[int], num_workers: int = 1, progress: Progress = lambda done, total, result: None
 ) -> dict[str, float]:
     """Run the official evaluation of a policy, on 50 goals per task and seed.
 
@@ -140,7 +140,7 @@ def evaluate(
         seeds: of Meta-World's goals, 1 or more each.
         num_workers: processes; 1 for this one alone. Others import the script that runs, so it needs the ``__main__``
             guard.
-        progress: is told at the start, and when a task on the goals of a seed is done.
+        progress: is told at the start, and of each task and seed as soon as it is done.
 
     Returns:
         As `run_protocol`, means over the seeds; and with each success rate the ends of its 95 % interval (Wilson 1927),
@@ -228,14 +228,14 @@ def _one_torch_thread() -> Iterator[None]:
 
 def run_units(policy: Policy, units: Sequence[Unit], num_workers: int, progress: Progress) -> list[dict[str, float]]:
     """`run_unit` of each unit, in this process or in several others. Raises WorkerDied."""
-    progress(0, len(units))
+    progress(0, len(units), "")
     num_workers = min(num_workers, len(units))
     if num_workers > 1:
         return _run_in_processes(policy, units, num_workers, progress)
     results = []
     for unit in units:
         results.append(run_unit(policy, unit))
-        progress(len(results), len(units))
+        progress(len(results), len(units), _in_words(policy, unit, results[-1]))
     return results
 
 
@@ -250,10 +250,10 @@ def _run_in_processes(
     executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context(START_METHOD), _start_worker)
     try:
         with deferred_interrupts():
-            futures = [executor.submit(_run_pickled, pickled, unit) for unit in units]
+            futures = {executor.submit(_run_pickled, pickled, unit): unit for unit in units}
         for future in as_completed(futures):
-            future.result()
-            progress(done := done + 1, len(units))
+            words = _in_words(policy, futures[future], future.result())
+            progress(done := done + 1, len(units), words)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         left = f"{len(units) - done} of {len(units)} tasks and seeds left"
@@ -264,6 +264,11 @@ def _run_in_processes(
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _in_words(policy: Policy, unit: Unit, scores: dict[str, float]) -> str:
+    task = policy.tasks[unit.task_idx]
+    return f"{task}, seed {unit.seed}: success {scores[f'eval/{task}/success_rate']:.3f}"
 
 
 def _run_pickled(policy: bytes, unit: Unit) -> dict[str, float]:

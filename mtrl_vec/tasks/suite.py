@@ -114,7 +114,8 @@ def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1)
     if close:
         return f": did you mean {known[close[0]]}?"
-    return f": name a set ({', '.join(TASK_SETS)}) or tasks of MT50; one of your own has to be registered first"
+    sets = ", ".join(TASK_SETS)
+    return f": name a set ({sets}) or tasks of MT50; one of your own has to be registered first, in a program of yours"
 
 
 def registered_names(tasks: Iterable[str | Task]) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class ProgressDisplay:
         for justify in ("left", "right", "right") if narrow else ("left", "left", "right", "right"):
             view.add_column(justify=justify, no_wrap=True)
         frames, speed, left = row["frames"], row["time/sps"], self._time_left(row)
-        fast = "" if math.isnan(speed) else f"{speed:,.0f} steps/s"
+        fast = "starting" if math.isnan(speed) else f"{speed:,.0f} steps/s"
         if left and not narrow:
             left += " left"
         view.add_row(f"{_short(frames)}/{_short(self._total)}", *self._bar(frames / self._total), fast, left)
@@ -128,9 +128,11 @@ class ProgressDisplay:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def update(self, row: Mapping[str, float]) -> None:
-        """Show the latest row of metrics."""
+        """Show the latest row of metrics, and its evaluation, if there was one."""
         if self._quiet:
             return
+        if not math.isnan(row.get("eval/mean_success_rate", math.nan)):
+            self.note(self._evaluation(row))
         if self._live is not None:
             self._live.update(self.render(row))
         elif row["time/elapsed"] - self._last_line >= self.PLAIN_LINE_SECONDS or row["frames"] >= self._total:
@@ -147,6 +149,16 @@ class ProgressDisplay:
             return f"{_short(row['frames'])}/{_short(self._total)}, {speed}: {summary}"
         tasks = "; ".join(self._plain(task, row) for task in self._tasks)
         return f"{row['frames']:,} of {self._total:,} frames, {speed}: {tasks}"
+
+    def _evaluation(self, row: Mapping[str, float]) -> str:
+        rates = {task: row[f"eval/{task}/success_rate"] for task in self._tasks}
+        if len(rates) <= MAX_LINES:
+            results = [f"{task} {rate:.0%}" for task, rate in rates.items()]
+        else:
+            at_least = [(level, sum(rate >= level for rate in rates.values())) for level in LEVELS]
+            results = [f"{n} of {len(rates)} tasks at {level:.0%}" for level, n in at_least]
+        mean = f"mean success {row['eval/mean_success_rate']:.3f}"
+        return f"evaluation after {row['frames']:,} frames: {', '.join([mean, *results])}"
 
     @staticmethod
     def _plain(task: str, row: Mapping[str, float]) -> str:

@@ -161,7 +161,7 @@ def continue_run_dir(config: TrainConfig, checkpoint: Mapping[str, Any]) -> tupl
     if checkpoint["progress"]["iteration"] >= config.num_iterations:
         raise InputError(
             f"total_frames is {config.total_frames}: the run in {folder} has them already "
-            f"({checkpoint['frames']:,}); give it more to continue"
+            f"({checkpoint['frames']:,}); give a larger --total-frames to continue"
         )
     lock, used = RunLock(folder), checkpoint_name(checkpoint["frames"])
     try:
@@ -206,7 +206,7 @@ def describe_changes(config: TrainConfig, checkpoint: Mapping[str, Any]) -> str:
     notes = f"; with {', '.join(other)}, so not to the last bit" if other else ""
     total, before = config.total_frames, checkpoint["config"]["runtime"]["total_frames"]
     if total != before:
-        notes += f"; total_frames is {total:,} instead of {before:,}: what is annealed goes back accordingly"
+        notes += f"; total_frames is {total:,} instead of {before:,}: learning rate and noise are annealed over these"
     return notes
 
 
