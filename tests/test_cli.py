@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from helpers import SMALL
 from mtrl_vec.commands.cli import main
+from mtrl_vec.commands.output import own_command
 from mtrl_vec.commands.parsing import RENAMED, parse_train
 from mtrl_vec.commands.stage import choose_gl
 from mtrl_vec.config import TrainConfig
@@ -383,3 +385,17 @@ def test_the_doctor_says_what_is_here(tmp_path, capsys, monkeypatch) -> None:
     assert main(["doctor"]) == 0
     assert "does not work" in capsys.readouterr().out
     assert main(["doctor", "--json", str(tmp_path / "none" / "doctor.json")]) == 2
+
+
+def test_the_command_that_is_named_can_be_called(monkeypatch, tmp_path) -> None:
+    command = tmp_path / "venv" / "bin" / "mtrl-vec"
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert own_command() == "python -m mtrl_vec"
+    command.parent.mkdir(parents=True)
+    command.touch(mode=0o755)
+    assert own_command() == str(command)
+    monkeypatch.chdir(tmp_path)
+    assert own_command() == "venv/bin/mtrl-vec"
+    monkeypatch.setenv("PATH", str(command.parent))
+    assert own_command() == "mtrl-vec"

@@ -19,12 +19,12 @@ from rich.console import Console
 from helpers import make_policy, tiny_config
 from metaworld_oracle import TASK_NAMES, expert
 from mtrl_vec.commands.cli import main
-from mtrl_vec.commands.evaluate import make_table
+from mtrl_vec.commands.evaluate import make_table, newer
 from mtrl_vec.envs import make_env
 from mtrl_vec.errors import InputError
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import TrainedPolicy, load_policy
-from mtrl_vec.policy.checkpoint import save_checkpoint
+from mtrl_vec.policy.checkpoint import BEST_NAME, save_checkpoint
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks import official, suite
 from mtrl_vec.tasks.suite import fixed_vectors, resolve_tasks
@@ -179,6 +179,13 @@ def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints
     out, err = capsys.readouterr()
     assert err.splitlines()[1:] == ["1 of 1 done: pick-place-v3, seed 2: success 0.000"]
     assert "0.000" in out and "0.00-0.49" in out and "checkpoint-1234.pt, trained for 1,234 frames" in out
+
+
+def test_a_policy_older_than_its_run_is_said_to_be(tmp_path) -> None:
+    for frames in (5, 12):
+        (tmp_path / f"checkpoint-{frames}.pt").touch()
+    assert newer(tmp_path / BEST_NAME, 5) == " (the newest is checkpoint-12.pt)"
+    assert newer(tmp_path / BEST_NAME, 12) == newer(tmp_path / "checkpoint-5.pt", 5) == ""
 
 
 @pytest.mark.parametrize("workers", [2, 5])  # which share 36 environments evenly, and not
