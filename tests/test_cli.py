@@ -313,7 +313,9 @@ def test_video_from_the_command_line(capsys, tmp_path) -> None:
     except InputError as error:
         pytest.skip(str(error))
     assert main(["video", "pretrained", "--episodes", "1", "--out", str(tmp_path / "film.mp4")]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'film.mp4'}\nwrote {tmp_path / 'film.gif'}\n"
+    first, *wrote = capsys.readouterr().out.splitlines()
+    assert first == "filming 3 tasks: 150 steps at most, each 0.07 s per task if there is no GPU"
+    assert wrote == [f"wrote {tmp_path / 'film.mp4'}", f"wrote {tmp_path / 'film.gif'}"]
     assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
     assert main(["video", "pretrained", "--episodes", "0"]) == 2
     assert main(["video", "pretrained", "--out", str(tmp_path / "missing" / "film")]) == 2
