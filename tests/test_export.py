@@ -20,6 +20,7 @@ from mtrl_vec.policy import TrainedPolicy, load_policy
 from mtrl_vec.policy.checkpoint import PRETRAINED
 from mtrl_vec.policy.export import OnnxPolicy, to_onnx
 from mtrl_vec.sim import SimBatch
+from mtrl_vec.tasks import official
 from mtrl_vec.tasks.official import Unit, evaluate, run_unit
 from mtrl_vec.tasks.suite import resolve_tasks
 
@@ -118,13 +119,15 @@ def test_goals_that_are_reached_are_the_same(small) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INCLUDED)
-def test_the_official_evaluation_is_the_same(name) -> None:
+def test_the_official_evaluation_is_the_same(name, monkeypatch) -> None:
     policy = load_policy(name)
+    goals = official.NUM_GOALS if len(policy.tasks) <= 10 else 5  # all goals of fifty tasks take half an hour
+    monkeypatch.setattr(official, "NUM_GOALS", goals)
     expected = evaluate(policy, [100], 2)
     scores = evaluate(OnnxPolicy(to_onnx(policy)), [100], 2)
     for task in policy.tasks:
         at = f"eval/{task}/success_rate"
-        assert scores[at] == pytest.approx(expected[at], abs=0.021)  # one goal of fifty may fall on the other side
+        assert scores[at] == pytest.approx(expected[at], abs=1.01 / goals)  # one goal may fall on the other side
     assert scores["eval/mean_success_rate"] == pytest.approx(expected["eval/mean_success_rate"], abs=0.005)
 
 

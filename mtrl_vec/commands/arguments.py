@@ -17,8 +17,8 @@ from mtrl_vec.config import EnvironmentConfig, LearnerConfig, PolicyConfig, Runt
 from mtrl_vec.config.sampling import SamplingConfig, SuccessConfig, make_sampling_config
 
 CHECKPOINT_HELP = (
-    "checkpoint file; the folder of a run, for its best policy; one that is included: 'pretrained' (three tasks) or "
-    "'pretrained-mt10'; or hf:owner/name, one on the Hugging Face Hub"
+    "checkpoint file; the folder of a run, for its best policy; one that is included: 'pretrained' (three tasks), "
+    "'pretrained-mt10' or 'pretrained-mt50'; or hf:owner/name, one on the Hugging Face Hub"
 )
 
 Method = Literal["uniform", "success", "random", "curriculum", "difficulty", "progress", "meta"]

@@ -23,7 +23,7 @@ from mtrl_vec.policy.migrations import VERSION, migrate
 FORMAT = "mtrl_vec checkpoint"
 BEST_NAME = "best.pt"
 """The policy of a run that did best in the evaluations while training, without the rest of the run's state."""
-PRETRAINED = {"MT3": "pretrained", "MT10": "pretrained-mt10"}
+PRETRAINED = {"MT3": "pretrained", "MT10": "pretrained-mt10", "MT50": "pretrained-mt50"}
 """Names of the policies that are included in the package, by the set of their tasks."""
 CRITIC = "critic_heads."
 """Begins the names of the critic's weights, which a policy that only acts can do without."""
