@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,12 @@ class Diverged(RunFailed):
     def __init__(self, message: str, minibatch: Mapping[str, Any]) -> None:
         super().__init__(message)
         self.minibatch = minibatch
+
+
+def tell(line: str) -> None:
+    """Write a line to standard error at once: ranks and torchrun share it, and an interruption may come between."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def first_line(error: BaseException) -> str:

@@ -36,8 +36,10 @@ def deferred_interrupts() -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     like_ctrl_c = signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)[: 1 + like_ctrl_c]}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if can_block else []  # inherited by new processes
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, []) if can_block else []
     try:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # new processes inherit it
         for number in handlers if main else ():  # another thread may receive the signal in spite of the mask
             signal.signal(number, lambda *_: received.set())
         yield

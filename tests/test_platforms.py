@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 WITHOUT = """
 import os, signal, sys
 for name in ("fcntl", "pwd", "grp"):
@@ -61,6 +63,27 @@ except KeyboardInterrupt:
     assert python(f"import torch\n{WITHOUT}{code}", tmp_path).split("\n")[:2] == ["still inside", "interrupted"]
 
 
+def test_an_interrupt_just_before_interrupts_are_deferred(tmp_path) -> None:
+    """The mask is as before: it is where Python looks for signals that have arrived."""
+    code = """
+import signal
+from mtrl_vec.processes import deferred_interrupts
+set_mask = signal.pthread_sigmask
+def interrupted(how, which):
+    before = set_mask(how, which)
+    if how == signal.SIG_BLOCK and which == [signal.SIGINT]:
+        raise KeyboardInterrupt
+    return before
+signal.pthread_sigmask = interrupted
+try:
+    with deferred_interrupts():
+        print("inside")
+except KeyboardInterrupt:
+    print("interrupted", set_mask(signal.SIG_BLOCK, []))
+"""
+    assert python(code, tmp_path) == "interrupted set()\n"
+
+
 def test_messages_where_pipes_have_no_file_descriptors(tmp_path) -> None:
     """The way of Windows, with the connections of this system."""
     code = """
@@ -82,6 +105,7 @@ print("answered", any(connection.poll() for connection in ours))
     assert python(code, tmp_path) == "answered False\n"
 
 
+@pytest.mark.slow
 def test_workers_are_spawned_on_macos(tmp_path) -> None:
     (tmp_path / "program.py").write_text("""
 import sys

@@ -94,6 +94,7 @@ def output_of(process: subprocess.Popen, seconds: float = 120) -> tuple[str, lis
         process.terminate()
         out, err = process.communicate(timeout=60)
         pytest.fail(f"still running after {seconds} s: {out}{err}")
+    print(out, err)  # shown where a test fails
     return out, [line for line in err.splitlines() if line.startswith(("error:", "interrupted:"))]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mtrl_vec.commands import arguments as flags
 from mtrl_vec.commands.parsing import parse
-from mtrl_vec.errors import InputError, RunFailed
+from mtrl_vec.errors import InputError, RunFailed, tell
 from mtrl_vec.processes import num_ranks
 
 EXIT_FAILED = 1
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if not error.shown_elsewhere:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from mtrl_vec.commands.arguments import EvalCommand
 from mtrl_vec.commands.output import check_json, write_json
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, tell
 from mtrl_vec.files import sha256_of
 from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
@@ -69,7 +68,7 @@ def ignore(done: int, total: int, result: str) -> None:
 def show_progress(done: int, total: int, result: str) -> None:
     """Print the result of each task and seed on standard error as soon as it is there: an interruption loses none."""
     line = f"{done} of {total} done: {result}" if result else f"{NUM_GOALS} episodes each; failures take all 500 steps"
-    print(line, file=sys.stderr, flush=True)
+    tell(line)
 
 
 def make_table(scores: Mapping[str, float], tasks: Sequence[str], seeds: Sequence[int]) -> Table:

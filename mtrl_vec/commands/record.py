@@ -6,7 +6,6 @@ Simulated by `mtrl_vec.sim.SimBatch`, and drawn afterwards from the states that 
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from mtrl_vec.commands.arguments import RecordCommand
 from mtrl_vec.commands.dataset import Dataset, Episode, require_libraries
 from mtrl_vec.commands.output import check_least, say
 from mtrl_vec.commands.stage import Stage
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, tell
 from mtrl_vec.policy import TrainedPolicy, load_policy
 from mtrl_vec.tasks.suite import resolve_tasks
 from mtrl_vec.tasks.task import Array, Task
@@ -105,7 +104,7 @@ def _record_task(
         kept += [(e, views) for e, views in played if len(e.action) and (command.keep_failures or e.success.any())]
         tried += count
     if len(kept) < wanted:
-        print(f"warning: {len(kept)} of {tried} episodes of {task.name} succeeded", file=sys.stderr)
+        tell(f"warning: {len(kept)} of {tried} episodes of {task.name} succeeded")
     if kept:
         pictures = [] if stage is None else (_draw(stage, task.name, views) for _, views in kept)
         dataset.add_task(task.name, [episode for episode, _ in kept], pictures)

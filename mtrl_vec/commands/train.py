@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtrl_vec.commands.output import own_command
 from mtrl_vec.commands.parsing import parse, peek
-from mtrl_vec.errors import InputError, RunFailed
+from mtrl_vec.errors import InputError, RunFailed, tell
 from mtrl_vec.processes import num_ranks
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def train(arguments: Sequence[str]) -> None:
         trainer.train()
     except KeyboardInterrupt:
         if says:
-            print(f"interrupted: {_saved(trainer)}", file=sys.stderr)
+            tell(f"interrupted: {_saved(trainer)}")
         raise
     except RunFailed as error:
         error.args = (f"{error}; {_saved(trainer)}",)
@@ -108,7 +107,7 @@ def _latest(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
     checkpoint, problems = ranks.from_first(lambda: load_latest(folder))
     for problem in problems if ranks.first else ():
-        print(f"warning: {problem}", file=sys.stderr)
+        tell(f"warning: {problem}")
     return checkpoint
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl_vec.errors import InputError
+from mtrl_vec.errors import InputError, tell
 from mtrl_vec.tasks.catalog import buttons as b
 from mtrl_vec.tasks.catalog import carrying as c
 from mtrl_vec.tasks.catalog import doors as d
@@ -98,7 +97,7 @@ def _look_up(name: str) -> Sequence[Task]:
         raise UnknownTask(f"unknown task {name!r}{_suggestion(name)}")
     version = re.search(r"-v(\d+)", name)
     if version is not None and version[1] != "3":
-        print(f"note: {name} is run as {task.name}", file=sys.stderr)
+        tell(f"note: {name} is run as {task.name}")
     return [task]
 
 

@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mtrl_vec.errors import tell
+
 NARROW = 70
 """Columns of a terminal below which there are no bars, only numbers."""
 MAX_LINES = 6
@@ -137,7 +139,7 @@ class ProgressDisplay:
             self._live.update(self.render(row))
         elif row["time/elapsed"] - self._last_line >= self.PLAIN_LINE_SECONDS or row["frames"] >= self._total:
             self._last_line = row["time/elapsed"]
-            print(self._line(row), file=sys.stderr, flush=True)
+            tell(self._line(row))
         if self._start is None:  # the first iteration takes longer than others
             self._start = row["frames"], row["time/elapsed"]
 
@@ -172,7 +174,7 @@ class ProgressDisplay:
         if self._live is not None:
             self._console.print(Text(message))
         else:
-            print(message, file=sys.stderr, flush=True)
+            tell(message)
 
     def close(self) -> None:
         """Leave the last state on the screen."""
