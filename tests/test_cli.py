@@ -234,15 +234,9 @@ def test_an_interruption_saves_and_leaves_nothing_behind(tmp_path, sent) -> None
     assert content["frames"] == content["progress"]["iteration"] * 192
 
 
-@pytest.mark.parametrize(
-    ("to_all", "sent"),
-    [
-        (False, signal.SIGTERM),
-        pytest.param(True, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(False, signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(True, signal.SIGTERM, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_the_workers_start(tmp_path, sent, to_all) -> None:
     process, children = start_workers(tmp_path / "run", 1)
     os.killpg(process.pid, sent) if to_all else process.send_signal(sent)

@@ -117,10 +117,8 @@ def hopeless_checkpoint(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["a worker is killed", *(pytest.param(w, marks=pytest.mark.slow) for w in ("Ctrl-C", "the command is killed"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["a worker is killed", "Ctrl-C", "the command is killed"])
 def test_processes_end_with_the_evaluation(what, tmp_path) -> None:
     checkpoint, log = hopeless_checkpoint(tmp_path / "hopeless.pt"), tmp_path / "stderr"
     command = [sys.executable, "-m", "mtrl_vec", "eval", str(checkpoint), "--num-workers", "2", "--seeds", "1", "2"]
@@ -215,6 +213,7 @@ def test_simulated_success_equals_a_plain_loop_over_steps(workers) -> None:
     assert 0 < successes.sum() < 36
 
 
+@pytest.mark.slow
 def test_the_pretrained_policy_solves_the_tasks(tmp_path) -> None:
     """Under the official protocol, on goals of a seed that chose nothing."""
     assert main(["eval", "pretrained", "--seeds", "7", "--json", str(tmp_path / "out.json")]) == 0

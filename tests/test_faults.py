@@ -41,7 +41,10 @@ from runs import SETTINGS, metrics, train, whole_state
         {"sampling": CurriculumConfig(curriculum_frames=384)},
         pytest.param({"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True}, marks=pytest.mark.slow),
         pytest.param({"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16}, marks=pytest.mark.slow),
-        {"tasks": ("MT10",), "num_envs": 20, "num_steps": 16, "total_frames": 6 * 320, "sampling": "random"},
+        pytest.param(
+            {"tasks": ("MT10",), "num_envs": 20, "num_steps": 16, "total_frames": 6 * 320, "sampling": "random"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["one after the other", "overlap", "idle rows", "ten tasks"],
 )
