@@ -306,14 +306,15 @@ def test_video_from_the_command_line(capsys, tmp_path) -> None:
         choose_gl()
     except InputError as error:
         pytest.skip(str(error))
-    assert main(["video", "pretrained", "--episodes", "1", "--out", str(tmp_path / "film.mp4")]) == 0
+    assert main(["video", "pretrained", "--tasks", "push", "--episodes", "1", "--out", str(tmp_path / "film.mp4")]) == 0
     first, *wrote = capsys.readouterr().out.splitlines()
-    assert first == "filming 3 tasks: 150 steps at most, each 0.07 s per task if there is no GPU"
+    assert first == "filming 1 task: 150 steps at most, each 0.07 s per task if there is no GPU"
     assert wrote == [f"wrote {tmp_path / 'film.mp4'}", f"wrote {tmp_path / 'film.gif'}"]
     assert (tmp_path / "film.gif").read_bytes().startswith(b"GIF8")
+    assert main(["video", "pretrained", "--tasks", "hammer"]) == 2
     assert main(["video", "pretrained", "--episodes", "0"]) == 2
     assert main(["video", "pretrained", "--out", str(tmp_path / "missing" / "film")]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    assert capsys.readouterr().err.count("\n") == 3
 
 
 def test_plot_from_the_command_line(capsys, tmp_path) -> None:

@@ -86,6 +86,11 @@ def test_results_do_not_depend_on_processes_or_order(monkeypatch) -> None:
     assert official.evaluate(policy, [5], num_workers=2, progress=lambda *call: calls.append(call)) == alone
     assert [call[:2] for call in calls] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert sorted(call[2].split(",")[0] for call in calls[1:]) == sorted(policy.tasks)
+    some = official.evaluate(policy, [5], tasks=("hammer-v3", "push-v3"))
+    assert {name: alone[name] for name in some if "mean" not in name} == {
+        name: value for name, value in some.items() if "mean" not in name
+    }
+    assert some.keys() < alone.keys() and not any("drawer" in name for name in some)
     again = official.run_unit(policy, official.Unit(0, 5, 1))  # after others, in this process
     assert again == {name: alone[name] for name in again} and len(again) == 2
     assert len({alone[f"eval/{task}/return"] for task in policy.tasks}) == 3
@@ -157,6 +162,11 @@ def test_tasks_that_metaworld_does_not_have_are_refused(tmp_path, monkeypatch, c
     assert err.startswith("error: task 'my-push' is not one of Meta-World's") and err.count("\n") == 1
     with pytest.raises(InputError, match="task 'my-push' is not one of Meta-World's"):
         official.evaluate(load_policy(tmp_path / "mine.pt"), [1])
+    monkeypatch.setattr(official, "NUM_GOALS", 1)
+    results = official.evaluate(load_policy(tmp_path / "mine.pt"), [1], tasks=["reach-v3"])
+    assert [name for name in results if name.endswith("/return")] == ["eval/reach-v3/return"]
+    with pytest.raises(InputError, match="task is 'door-open-v3': this policy has reach-v3, my-push"):
+        official.evaluate(load_policy(tmp_path / "mine.pt"), [1], tasks=["door-open-v3"])
 
 
 def test_a_policy_that_knows_nothing_fails_and_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch) -> None:
@@ -273,6 +283,11 @@ def test_several_checkpoints_and_seeds_in_one_table(tmp_path, capsys, monkeypatc
     assert one["eval/push-v3/success_low"] == pytest.approx(0.309, abs=1e-3)  # of 40 in 100
     out, err = capsys.readouterr()
     assert out.count("push-v3") == 2 and out.count("reach-v3") == 1 and err == ""
+    assert main(["eval", *files, "--tasks", "push", "--seeds", "2", *quietly]) == 0
+    out = capsys.readouterr().out
+    assert out.count("push-v3") == out.count("mean") == 2 and "reach-v3" not in out
+    assert main(["eval", *files, "--tasks", "reach", *quietly]) == 2
+    assert capsys.readouterr().err == "error: task is 'reach-v3': this policy was trained on push-v3\n"
 
 
 def test_the_table_of_fifty_tasks_fits_a_terminal_with_a_row_each() -> None:

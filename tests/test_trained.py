@@ -16,6 +16,7 @@ from helpers import make_policy, tiny_config
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import save_checkpoint
+from mtrl_vec.policy.trained import choose_tasks
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,15 @@ def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
     save_checkpoint(tmp_path / "one.pt", content)
     with pytest.raises(InputError, match="task is 'reach-v3': this policy was trained on push-v3"):
         load_policy(tmp_path / "one.pt")(np.zeros(39), "reach-v3")
+    with pytest.raises(InputError, match="task is 'MT3': name one of reach-v3, push-v3, pick-place-v3"):
+        load_policy("pretrained")(np.zeros(39), "MT3")
+
+
+def test_tasks_of_a_policy_are_chosen_by_any_name() -> None:
+    known = ("push-v3", "hammer-v3", "reach-v3", "pick-place-v3")
+    assert choose_tasks(["hammer", "push-v3"], known) == ("hammer-v3", "push-v3")
+    assert choose_tasks(["mt3"], known) == ("reach-v3", "push-v3", "pick-place-v3")
+    assert choose_tasks(None, ("a task of another program",)) == ("a task of another program",)
 
 
 def test_a_policy_without_its_critic_acts_all_the_same(tmp_path) -> None:

@@ -118,7 +118,7 @@ class ProfileCommand(TrainCommand):
 class EvalCommand:
     """Evaluate trained policies under Meta-World's official protocol: 50 goals per task and seed, mean action.
 
-    Runs in Meta-World's own environments, so tasks of your own cannot be evaluated.
+    Runs in Meta-World's own environments, so tasks of your own cannot be evaluated: leave them out by --tasks.
 
     Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
     """
@@ -128,6 +128,8 @@ class EvalCommand:
         tyro.conf.Positional,
         tyro.conf.arg(help=f"Each a {CHECKPOINT_HELP}; or an ONNX file written by export."),
     ]
+    tasks: tuple[str, ...] | None = None
+    """Which of the policies' tasks; by default all. Each has the same goals as when all are evaluated."""
     seeds: tuple[int, ...] = (100,)
     """Seeds of Meta-World's goals, 1 or more; each is another 50 goals a task."""
     num_workers: int | None = None
@@ -157,7 +159,7 @@ class PlotCommand:
 
 @dataclass(frozen=True)
 class VideoCommand:
-    """Film a policy on all of its tasks at once: its mean actions, on fresh goals.
+    """Film a policy on several tasks at once: its mean actions, on fresh goals.
 
     Example: python -m mtrl_vec video pretrained --out video
     """
@@ -165,6 +167,8 @@ class VideoCommand:
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help=f"A {CHECKPOINT_HELP}.")]
     out: Path = Path("video")
     """Where to: gets the endings .mp4 and .gif."""
+    tasks: tuple[str, ...] | None = None
+    """Which of the policy's tasks; by default all."""
     episodes: int = 2
     """Episodes of each task, one after the other."""
     seed: int = 0

@@ -17,6 +17,7 @@ from mtrl_vec.machine import available_cores
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints
 from mtrl_vec.policy.export import OnnxPolicy
+from mtrl_vec.policy.trained import choose_tasks
 from mtrl_vec.tasks.official import NUM_GOALS, check_seeds, check_tasks, evaluate
 
 
@@ -32,14 +33,15 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
     check_json(command.json)
     check_seeds(command.seeds)
     policies = [OnnxPolicy.load(path) if path.suffix == ".onnx" else load_policy(path) for path in command.checkpoints]
-    for policy in policies:
-        check_tasks(policy.tasks)
+    chosen = [choose_tasks(command.tasks, policy.tasks) for policy in policies]
+    for tasks in chosen:
+        check_tasks(tasks)
     num_workers = available_cores() if command.num_workers is None else command.num_workers
     console = Console()
     results: list[dict[str, Any]] = []
-    for policy in policies:
+    for policy, tasks in zip(policies, chosen, strict=True):
         progress = ignore if command.quiet else show_progress
-        scores = evaluate(policy, command.seeds, num_workers, progress)
+        scores = evaluate(policy, command.seeds, num_workers, progress, tasks)
         assert policy.file is not None
         about = {
             "checkpoint": str(policy.file),
@@ -51,7 +53,7 @@ def evaluate_checkpoints(command: EvalCommand) -> None:
         goals = f"{NUM_GOALS * len(command.seeds)} goals a task"
         heading = f"{policy.file}, trained for {policy.frames:,} frames{newer(policy.file, policy.frames)}, on {goals}"
         console.print(heading, markup=False, highlight=False, soft_wrap=True)
-        console.print(make_table(scores, policy.tasks, command.seeds))
+        console.print(make_table(scores, tasks, command.seeds))
         write_json(command.json, results)
 
 

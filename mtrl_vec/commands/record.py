@@ -20,6 +20,7 @@ from mtrl_vec.commands.output import check_least, say
 from mtrl_vec.commands.stage import Stage
 from mtrl_vec.errors import InputError, tell
 from mtrl_vec.policy import TrainedPolicy, load_policy
+from mtrl_vec.policy.trained import choose_tasks
 from mtrl_vec.tasks.suite import resolve_tasks
 from mtrl_vec.tasks.task import Array, Task
 
@@ -51,10 +52,7 @@ def record(command: RecordCommand) -> None:
         raise InputError(f"image_size is {command.image_size}: it must be even and at least 64, or 0 for no pictures")
     require_libraries()
     policy = load_policy(command.checkpoint)
-    tasks = resolve_tasks(command.tasks or policy.tasks)
-    unknown = [task.name for task in tasks if task.name not in policy.tasks]
-    if unknown:
-        raise InputError(f"task is {unknown[0]!r}: this policy was trained on {', '.join(policy.tasks)}")
+    tasks = resolve_tasks(choose_tasks(command.tasks, policy.tasks))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_new_folder(command.out))
         stage = stack.enter_context(Stage(command.image_size, command.image_size)) if command.image_size else None

@@ -49,12 +49,14 @@ def video(command: VideoCommand) -> None:
     if command.episodes < 1:
         raise InputError(f"episodes is {command.episodes}: it must be positive")
     from mtrl_vec.policy import load_policy
+    from mtrl_vec.policy.trained import choose_tasks
 
     policy = load_policy(command.checkpoint)
+    tasks = choose_tasks(command.tasks, policy.tasks)
     out = command.out.with_suffix("") if command.out.suffix in (".mp4", ".gif") else command.out
     frames = f"{command.episodes * MAX_EPISODE_STEPS} steps at most, each 0.07 s per task if there is no GPU"
-    say(f"filming {len(policy.tasks)} tasks: {frames}", command.quiet)
-    files = record(policy, policy.tasks, out, episodes=command.episodes, seed=command.seed)
+    say(f"filming {len(tasks)} task{'s' if len(tasks) > 1 else ''}: {frames}", command.quiet)
+    files = record(policy, tasks, out, episodes=command.episodes, seed=command.seed)
     say_written(files, command.quiet)
 
 

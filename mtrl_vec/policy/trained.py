@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,26 @@ from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.policy.checkpoint import CRITIC, find_checkpoint, load_checkpoint
 from mtrl_vec.policy.network import SharedPolicy
 from mtrl_vec.tasks.layout import OBSERVATION_SIZE
-from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
+from mtrl_vec.tasks.suite import UnknownTask, registered_names
+
+
+def choose_tasks(names: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Tasks by any name that `mtrl_vec.tasks.suite.resolve_tasks` takes.
+
+    Args:
+        names: of tasks, or of sets of them; None for all.
+        known: the tasks of a policy.
+
+    Raises:
+        InputError: a task that is not among them.
+    """
+    if names is None:
+        return tuple(known)
+    tasks = registered_names(names)
+    for name in tasks:
+        if name not in known:
+            raise InputError(f"task is {name!r}: this policy was trained on {', '.join(known)}")
+    return tasks
 
 
 @dataclass(frozen=True)
@@ -49,9 +69,9 @@ class TrainedPolicy:
         Raises:
             InputError: a task that it was not trained on, or observations of another size.
         """
-        name = resolve_tasks([task])[0].name
-        if name not in self.tasks:
-            raise InputError(f"task is {task!r}: this policy was trained on {', '.join(self.tasks)}")
+        name, *more = choose_tasks([task], self.tasks)
+        if more:
+            raise InputError(f"task is {task!r}: name one of {', '.join(self.tasks)}")
         rows, size = np.asarray(observation, dtype=np.float32), OBSERVATION_SIZE
         if rows.ndim not in (1, 2) or rows.shape[-1] != size:
             expected = f"[{size}] or [n, {size}], as Meta-World gives them"

@@ -122,13 +122,17 @@ def check_tasks(tasks: Sequence[str]) -> None:
     for task in tasks:
         if task not in ALL_V3_ENVIRONMENTS:
             raise InputError(
-                f"task {task!r} is not one of Meta-World's, and its official protocol is for those only: evaluate a "
-                "policy that was trained on Meta-World's tasks alone"
+                f"task {task!r} is not one of Meta-World's, and its official protocol is for those only: name those "
+                "that it has by --tasks"
             )
 
 
 def evaluate(
-    policy: Policy, seeds: Sequence[int], num_workers: int = 1, progress: Progress = lambda done, total, result: None
+    policy: Policy,
+    seeds: Sequence[int],
+    num_workers: int = 1,
+    progress: Progress = lambda done, total, result: None,
+    tasks: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Run the official evaluation of a policy, on 50 goals per task and seed.
 
@@ -141,6 +145,7 @@ def evaluate(
         num_workers: processes; 1 for this one alone. Others import the script that runs, so it needs the ``__main__``
             guard.
         progress: is told at the start, and of each task and seed as soon as it is done.
+        tasks: which of the policy's, all by default. Each has the goals that it has among all.
 
     Returns:
         As `run_protocol`, means over the seeds; and with each success rate the ends of its 95 % interval (Wilson 1927),
@@ -150,24 +155,28 @@ def evaluate(
         InputError: see `check_seeds` and `check_tasks`; also ``num_workers`` below 1.
         WorkerDied: one of the processes ended on its own.
     """
-    check_tasks(policy.tasks)
+    tasks = policy.tasks if tasks is None else tuple(tasks)
+    check_tasks(tasks)
+    for task in tasks:
+        if task not in policy.tasks:
+            raise InputError(f"task is {task!r}: this policy has {', '.join(policy.tasks)}")
     check_seeds(seeds)
     if num_workers < 1:
         raise InputError(f"num_workers is {num_workers}: give 1 or more")
-    units = [Unit(k, seed, NUM_GOALS) for seed in seeds for k in range(len(policy.tasks))]
+    units = [Unit(k, seed, NUM_GOALS) for seed in seeds for k in map(policy.tasks.index, tasks)]
     scores = run_units(policy, units, num_workers, progress)
     results: dict[str, float] = {}
-    for k, task in enumerate(policy.tasks):
+    for k, task in enumerate(tasks):
         for value in ("success_rate", "return"):
             name = f"eval/{task}/{value}"
-            results[name] = float(np.mean([score[name] for score in scores[k :: len(policy.tasks)]]))
-    rates = [results[f"eval/{task}/success_rate"] for task in policy.tasks]
+            results[name] = float(np.mean([score[name] for score in scores[k :: len(tasks)]]))
+    rates = [results[f"eval/{task}/success_rate"] for task in tasks]
     results["eval/mean_success_rate"] = float(np.mean(rates))
     episodes = NUM_GOALS * len(seeds)
-    for task, rate in zip(policy.tasks, rates, strict=True):
+    for task, rate in zip(tasks, rates, strict=True):
         low, high = wilson_interval(rate, episodes)
         results |= {f"eval/{task}/success_low": low, f"eval/{task}/success_high": high}
-    low, high = wilson_interval(results["eval/mean_success_rate"], episodes * len(policy.tasks))
+    low, high = wilson_interval(results["eval/mean_success_rate"], episodes * len(tasks))
     return results | {"eval/mean_success_low": low, "eval/mean_success_high": high}
 
 
