@@ -28,6 +28,7 @@ import curves
 import numpy as np
 import tyro
 from common import progress, run_benchmark
+from torch import Tensor
 
 import mtrl_vec.policy
 from mtrl_vec.commands.curves import read_metrics
@@ -48,8 +49,8 @@ RESULTS = "results.csv"
 PACKAGE = Path(mtrl_vec.policy.__file__).parent
 """Folder of the pretrained policy."""
 TASK_NAMES = tuple(task.name for task in MT3)
-LARGEST = 4_000_000
-"""Bytes of a policy that is included as it is."""
+LARGEST = 2_500_000
+"""Bytes above which an included policy is made smaller: first its precision, then its critic go."""
 THRESHOLDS = (0.9, 0.98)
 ALONE_FRAMES = 500_000
 """Length of the runs of single tasks beside ten or fifty: more than a task's part of the frames of all."""
@@ -297,20 +298,29 @@ def ship(cell: str, suite: str) -> None:
         raise InputError(f"--ship {cell}: {best} is not the policy of its row in {results}; remove the row to redo it")
     name = PRETRAINED[suite]
     provenance = {column: value for column, value in row.items() if value != ""}
+    write_atomically(PACKAGE / f"{name}.pt", policy)
     if len(policy) > LARGEST:
-        save_checkpoint(PACKAGE / f"{name}.pt", smaller(load_checkpoint(best)))
-        provenance["weights"] = "float16, without the critic"
+        provenance["weights"] = save_smaller(PACKAGE / f"{name}.pt", load_checkpoint(best))
         provenance["sha256"] = sha256_of(PACKAGE / f"{name}.pt")
-    else:
-        write_atomically(PACKAGE / f"{name}.pt", policy)
     write_atomically(PACKAGE / f"{name}.json", (json.dumps(provenance, indent=2) + "\n").encode())
 
 
-def smaller(content: dict[str, Any]) -> dict[str, Any]:
-    """What a policy acts with, its weights in half the precision; statistics of observations need all of it."""
-    acting = {name: tensor for name, tensor in content["policy"].items() if not name.startswith(CRITIC)}
-    weights = {name: t.half() for name, t in acting.items() if t.dim() > 1 and not name.startswith(STATISTICS)}
-    return content | {"policy": acting | weights}
+def save_smaller(path: Path, content: dict[str, Any]) -> str:
+    """Save a checkpoint with weights of half the precision; without its critic if it is too large even so.
+
+    Statistics of observations need all of their precision.
+
+    Returns:
+        What its weights are now.
+    """
+    policy: dict[str, Tensor] = content["policy"]
+    weights = {name: t.half() for name, t in policy.items() if t.dim() > 1 and not name.startswith(STATISTICS)}
+    save_checkpoint(path, content | {"policy": policy | weights})
+    if path.stat().st_size <= LARGEST:
+        return "float16"
+    acting = {name: t for name, t in (policy | weights).items() if not name.startswith(CRITIC)}
+    save_checkpoint(path, content | {"policy": acting})
+    return "float16, without the critic"
 
 
 def report(rows: Sequence[Row], tasks: Sequence[str] = TASK_NAMES) -> str:

@@ -175,7 +175,8 @@ def test_the_pretrained_policies_are_in_the_package_and_of_their_tasks(suite) ->
     assert np.mean(rates) > 0.9 and (suite == "MT50" or min(rates) > 0.9)
 
 
-def test_a_large_policy_is_shipped_as_what_it_acts_with(folders, monkeypatch) -> None:
+@pytest.mark.parametrize(("of_its_size", "weights"), [(0.8, "float16"), (0.2, "float16, without the critic")])
+def test_a_large_policy_is_shipped_smaller(folders, monkeypatch, of_its_size, weights) -> None:
     config = tiny_config(tasks=("push", "reach"))
     policy = make_policy(config)
     run_dir = folders / "runs" / "seed5"
@@ -184,12 +185,13 @@ def test_a_large_policy_is_shipped_as_what_it_acts_with(folders, monkeypatch) ->
     row = row_of("seed5", 0.95) | {"sha256": hashlib.sha256((run_dir / "best.pt").read_bytes()).hexdigest()}
     learning.write_results([row], folders / "results.csv")
     monkeypatch.setattr(learning, "PACKAGE", folders)
-    monkeypatch.setattr(learning, "LARGEST", 1000)
+    monkeypatch.setattr(learning, "LARGEST", of_its_size * (run_dir / "best.pt").stat().st_size)
     learning.ship("seed5", "MT3")
     shipped = load_checkpoint(folders / "pretrained.pt")
-    assert not any(name.startswith("critic") for name in shipped["policy"])
+    assert any(name.startswith("critic") for name in shipped["policy"]) == ("critic" not in weights)
     assert shipped["policy"]["torso.module.layers.0.weight"].dtype == torch.float16
     provenance = json.loads((folders / "pretrained.json").read_text())
+    assert provenance["weights"] == weights
     assert provenance["sha256"] == hashlib.sha256((folders / "pretrained.pt").read_bytes()).hexdigest()
     state = make_batch(policy, 20)
     ours, theirs = (
