@@ -16,6 +16,7 @@ import pytest
 import mtrl_vec
 from mtrl_vec.commands.cli import main
 from mtrl_vec.commands.parsing import parse
+from mtrl_vec.policy.checkpoint import checkpoints, load_checkpoint
 from mtrl_vec.train.metrics import COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -61,16 +62,23 @@ def test_snippets_run(index, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_task_of_your_own_trains(tmp_path) -> None:
-    """The program in docs/own_tasks.md, as it is."""
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_tasks.md").read_text(), re.DOTALL)
-    (tmp_path / "own.py").write_text(program)
-    settings = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "own.py"], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    success = re.search(r"success: (\d+)%", result.stdout)
+    """The programs in docs/own_tasks.md: as it is, and one that loads, films and resumes what it leaves."""
+    train, later = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_tasks.md").read_text(), re.DOTALL)
+
+    def run(name: str, program: str) -> str:
+        (tmp_path / name).write_text(program)
+        command, settings = [sys.executable, name], os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    success = re.search(r"success: (\d+)%", run("my_task.py", train))
     assert success and int(success[1]) >= 80
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert later.count("runs/my-run") == 2 and "150_000" in later
+    run("later.py", later.replace("runs/my-run", str(run_dir)).replace("150_000", "80_000"))
+    assert (tmp_path / "touch-ball.mp4").stat().st_size > 1000
+    assert load_checkpoint(checkpoints(run_dir)[0])["frames"] >= 80_000
 
 
 def test_there_are_snippets_and_the_readme_is_short() -> None:
