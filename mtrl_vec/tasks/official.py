@@ -122,8 +122,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
     for task in tasks:
         if task not in ALL_V3_ENVIRONMENTS:
             raise InputError(
-                f"task {task!r} is not one of Meta-World's, and its official protocol is for those only: name those "
-                "that it has by --tasks"
+                f"task {task!r} is not one of Meta-World's, and its official protocol is for those only: give "
+                "--tasks without it"
             )
 
 
@@ -152,7 +152,8 @@ def evaluate(
         ``eval/<task>/success_low`` and ``_high``, and ``eval/mean_success_low`` and ``_high`` of all tasks' episodes.
 
     Raises:
-        InputError: see `check_seeds` and `check_tasks`; also ``num_workers`` below 1.
+        InputError: see `check_seeds` and `check_tasks`; also ``num_workers`` below 1, or a task that is not the
+            policy's.
         WorkerDied: one of the processes ended on its own.
     """
     tasks = policy.tasks if tasks is None else tuple(tasks)
