@@ -90,7 +90,6 @@ def test_there_and_back(hub, call, tmp_path) -> None:
 def test_training_starts_from_there(hub, call) -> None:
     assert call("-m", "mtrl_vec", "push", "pretrained", "me/start").returncode == 0
     train = ["--total-frames", "192", "--num-envs", "12", "--num-steps", "16", "--eval-interval", "0", "--quiet"]
-    train += ["--no-popart", "--no-bounded-mean"]  # as that policy is
     started = call("-m", "mtrl_vec", "train", "--init-from", "hf:me/start", *train, "--run-dir", "run")
     assert started.returncode == 0 and "started from" in started.stdout + started.stderr, started.stderr
 
