@@ -17,7 +17,7 @@ from helpers import make_policy, tiny_config
 from mtrl_vec.commands import export as command
 from mtrl_vec.commands.cli import main
 from mtrl_vec.policy import TrainedPolicy, load_policy
-from mtrl_vec.policy.checkpoint import PRETRAINED
+from mtrl_vec.policy.checkpoint import PRETRAINED, save_checkpoint
 from mtrl_vec.policy.export import OnnxPolicy, to_onnx
 from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks import official
@@ -141,7 +141,14 @@ def test_the_command(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("fault", ["other weights", "other statistics", "not clipped"])
 def test_a_model_that_differs_is_not_written(fault, tmp_path, capsys, monkeypatch) -> None:
-    """Planted faults of the export."""
+    """Planted faults of the export. Only means without bounds have to be clipped."""
+    name, folder = "pretrained", tmp_path / "out"
+    folder.mkdir()
+    if fault == "not clipped":
+        config, name = tiny_config(bounded_mean=False), str(tmp_path / "unbounded.pt")
+        unbounded = make_policy(config)
+        torch.nn.init.normal_(unbounded.actor_heads[0].module.heads.weight2, std=10.0)
+        save_checkpoint(Path(name), {"config": config.to_dict(), "policy": unbounded.state_dict(), "frames": 5})
 
     def wrong(policy: TrainedPolicy) -> bytes:
         other = copy.deepcopy(policy)
@@ -158,9 +165,9 @@ def test_a_model_that_differs_is_not_written(fault, tmp_path, capsys, monkeypatc
             monkeypatch.undo()
 
     monkeypatch.setattr(command, "to_onnx", wrong)
-    assert main(["export", "pretrained", "--onnx", str(tmp_path / "policy.onnx")]) == 1
+    assert main(["export", name, "--onnx", str(folder / "policy.onnx")]) == 1
     assert "from PyTorch's" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_bad_files(tmp_path, capsys, monkeypatch) -> None:
