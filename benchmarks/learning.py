@@ -50,7 +50,7 @@ PACKAGE = Path(mtrl_vec.policy.__file__).parent
 """Folder of the pretrained policy."""
 TASK_NAMES = tuple(task.name for task in MT3)
 LARGEST = 2_500_000
-"""Bytes above which an included policy is made smaller: first its precision, then its critic go."""
+"""Bytes above which an included policy is stored as float16 and, if it is still larger, without its critic."""
 THRESHOLDS = (0.9, 0.98)
 ALONE_FRAMES = 500_000
 """Length of the runs of single tasks beside ten or fifty: more than a task's part of the frames of all."""
@@ -298,10 +298,11 @@ def ship(cell: str, suite: str) -> None:
         raise InputError(f"--ship {cell}: {best} is not the policy of its row in {results}; remove the row to redo it")
     name = PRETRAINED[suite]
     provenance = {column: value for column, value in row.items() if value != ""}
-    write_atomically(PACKAGE / f"{name}.pt", policy)
     if len(policy) > LARGEST:
         provenance["weights"] = save_smaller(PACKAGE / f"{name}.pt", load_checkpoint(best))
         provenance["sha256"] = sha256_of(PACKAGE / f"{name}.pt")
+    else:
+        write_atomically(PACKAGE / f"{name}.pt", policy)
     write_atomically(PACKAGE / f"{name}.json", (json.dumps(provenance, indent=2) + "\n").encode())
 
 

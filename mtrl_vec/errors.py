@@ -1,4 +1,7 @@
-"""Errors that a user has to act on. Each message is one line: what is wrong, and how to fix it."""
+"""Errors that a user has to act on, and how lines like theirs are shown.
+
+Each message is one line: what is wrong, and how to fix it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ class Diverged(RunFailed):
 
 
 def tell(line: str) -> None:
-    """Write a line to standard error at once: ranks and torchrun share it, and an interruption may come between."""
+    """Write a line to standard error in one call.
+
+    With two, for the text and its end, an interruption or the output of another rank could come between them.
+    """
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 

@@ -118,7 +118,7 @@ class ProfileCommand(TrainCommand):
 class EvalCommand:
     """Evaluate trained policies under Meta-World's official protocol: 50 goals per task and seed, mean action.
 
-    Runs in Meta-World's own environments, which do not have tasks of your own: give --tasks without those.
+    Runs in Meta-World's own environments, which do not have tasks of your own: leave those out of --tasks.
 
     Example: python -m mtrl_vec eval runs/my-run pretrained --seeds 100 200 --json results.json
     """
