@@ -63,7 +63,7 @@ ABLATION = {
     "absolute-inputs": "--no-relative-features",
     "tutorial": "--preset tutorial",
 }
-"""The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1``."""
+"""The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1`` of the same length."""
 
 EXPLORATION = {
     "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --task-sampling uniform",
@@ -105,7 +105,7 @@ class Args:
     seeds: tuple[int, ...] = (1, 2, 3)
     """Training seeds."""
     total_frames: int | None = None
-    """Length of the runs of the seeds, if not the default; their cells are named after it."""
+    """Length of the runs of the seeds and of the ablation, if not the default; their cells are named after it."""
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals per task each."""
     ablation: bool = False
@@ -130,7 +130,9 @@ def cells(args: Args) -> dict[str, list[str]]:
     study = {f"seed{seed}{suffix}": [*tasks, "--seed", str(seed), *length] for seed in args.seeds}
     if args.ablation:
         removed = ABLATION if of_three else EXPLORATION | DIRECT[args.suite]
-        study |= {name: [*tasks, "--seed", "1", *shlex.split(flags)] for name, flags in removed.items()}
+        study |= {
+            f"{name}{suffix}": [*tasks, "--seed", "1", *shlex.split(flags), *length] for name, flags in removed.items()
+        }
     if args.alone:
         length = [] if of_three else ["--total-frames", str(ALONE_FRAMES)]
         study |= {f"{name}-alone": ["--seed", "1", "--tasks", name, *length] for name in task_names(args.suite)}
