@@ -49,7 +49,8 @@ def test_weak_scaling_by_hand(monkeypatch) -> None:
     """36 sums of 10 ms in 2 s, 2 ms of it latency; 32 draws of 1 ms for the environments of a rank."""
     monkeypatch.setattr(ranks, "draw_seconds", lambda environments: {180: 0.001}[environments])
     sent = {"milliseconds": 10.0, "milliseconds_empty": 2.0, "bytes": 1}
-    found = ranks.weak_scaling(TrainConfig(), {"iteration": 2.0, "frames": 360 * 32}, sent)
+    config = TrainConfig.of(num_epochs=6, num_minibatches=6)
+    found = ranks.weak_scaling(config, {"iteration": 2.0, "frames": 360 * 32}, sent)
     # Alone 1.608 s. Eight ranks: 14 messages of a ring, so 14 ms latency and 14 ms transfer a sum; 1.008 s and 0.224 s.
     assert found[2] == pytest.approx(0.804)
     assert found[8] == pytest.approx(1.608 / 2.840)
@@ -105,7 +106,7 @@ def test_the_model_of_scaling_by_hand() -> None:
         simulate=1e-4, infer=5e-6, snapshot=1e-5, advantages=1e-6, one_thread=30e3, two_threads=40e3,
         parent=(1e-4, 1e-5), sum=1e-3,
     )  # fmt: skip
-    config = TrainConfig()
+    config = TrainConfig.of(num_epochs=6, num_minibatches=6)
     # Collecting 0.44936 s: 32 steps of 12 ms, 0.13 ms and 1.8 ms, and a snapshot of 3.6 ms. Learning 1.45152 s: 11,520
     # frames of 1 us, and six samples at 48,000 a second.
     assert scaling.predict(parts, config, cores=4) == scaling.Prediction(pytest.approx(6060.35, abs=0.01), "updates")

@@ -110,6 +110,8 @@ def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, 
     assert "| seed1 | 0.950 | 0.950 | 0.950 | 0.950 | 2.0M | 5.0 | 0.50M (1.5 min) | never |" in table
     longer = learning.cells(learning.Args(suite="MT50", seeds=(1,), total_frames=12_000_000))
     assert longer == {"seed1-12M": ["--tasks", "MT50", "--seed", "1", "--total-frames", "12000000"]}
+    longer = learning.cells(learning.Args(suite="MT10", seeds=(), total_frames=2_000_000, ablation=True))
+    assert longer["free-std-2M"][-3:] == ["--no-hold-std", "--total-frames", "2000000"]
     monkeypatch.setattr("sys.argv", ["learning.py", "--seeds", "2", "4", "3"])
     with pytest.raises(RuntimeError):
         learning.main()
@@ -236,7 +238,9 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
     changed = {name: {k for k, v in values.items() if v != reference[k]} for name, values in settings.items()}
     assert changed.pop("seed1") == set()
     assert len(changed.pop("tutorial")) > 10
-    assert changed.pop("gpu-preset") == {"num_envs", "total_frames", "device", "cuda_graphs"}
+    assert changed.pop("gpu-preset") == {
+        *("num_envs", "total_frames", "num_epochs", "num_minibatches", "device", "cuda_graphs"),
+    }
     assert changed.pop("bf16-seed2") == changed.pop("bf16-seed3") == {"seed", "precision"}
     assert len(changed) == 10
     assert all(len(fields) == 1 for fields in changed.values()), changed

@@ -87,9 +87,9 @@ class LearnerConfig:
 
     num_steps: int = 32
     """T, steps per environment and iteration."""
-    num_epochs: int = 6
+    num_epochs: int = 2
     """Passes over a rollout."""
-    num_minibatches: int = 6
+    num_minibatches: int = 24
     """Minibatches per pass. Leftover frames are dropped, different ones in each pass."""
     lr: float = 3e-4
     """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""

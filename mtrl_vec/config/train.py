@@ -204,6 +204,8 @@ PRESETS: dict[str, TrainConfig] = {
     # wait for, and they prefer to be many per worker. Fewer updates per frame need more frames. Not yet tried on a GPU.
     "gpu": TrainConfig.of(
         num_envs=1440,
+        num_epochs=6,
+        num_minibatches=6,
         total_frames=4_000_000,
         precision="bf16",
         compile="on",
