@@ -383,7 +383,8 @@ def study(args: Args) -> None:
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows, tasks))
-    if seeds := [str(row["cell"]) for row in rows if str(row["cell"]).startswith("seed")]:
+    # Those of the default length: others are annealed at another pace.
+    if seeds := [cell for row in rows if (cell := str(row["cell"])).removeprefix("seed").isdigit()]:
         curves.draw(folder, seeds, folder / "learning.png")
     if args.ship is not None:
         ship(args.ship, args.suite)

@@ -121,6 +121,16 @@ def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, 
     assert cells == ["cell", "seed1", "seed2", "seed4"]
 
 
+def test_the_picture_has_the_seeds_of_the_default_length(folders, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(curves, "draw", lambda folder, cells, out: drawn.extend(cells))
+    names = "six-epochs-seed1", "seed2", "seed1-1M", "no-popart", "seed10"
+    learning.write_results([row_of(name, 1.0) for name in names], folders / "results.csv")
+    monkeypatch.setattr("sys.argv", ["learning.py", "--report-only"])
+    assert learning.main() == 0
+    assert drawn == ["seed2", "seed10"]
+
+
 def test_a_cell_is_trained_evaluated_and_shipped(folders, monkeypatch) -> None:
     """With the commands replaced by what they leave behind; a second try does not train again but only evaluates."""
     ran = []
