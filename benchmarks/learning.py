@@ -66,20 +66,17 @@ ABLATION = {
 """The flags of each cell of the ablation, all with seed 1. Compare with the cell ``seed1`` of the same length."""
 
 EXPLORATION = {
-    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --task-sampling uniform",
+    "plain": "--noise-correlation 0 --no-hold-std --no-bounded-mean --no-popart --task-sampling uniform "
+    "--no-direct-features",
     "white-noise": "--noise-correlation 0",
     "free-std": "--no-hold-std",
     "unbounded-mean": "--no-bounded-mean",
     "no-popart": "--no-popart",
     "uniform-sampling": "--task-sampling uniform",
     "360-envs": "--num-envs 360",
+    "no-direct-features": "--no-direct-features",
 }
-"""The same for ten and fifty tasks: what finds the tasks that are hard to find."""
-DIRECT = {
-    "MT10": {"direct-features": "--direct-features True"},
-    "MT50": {"no-direct-features": "--direct-features False"},
-}
-"""And what the heads see, whose default depends on the number of tasks."""
+"""The same for ten and fifty tasks: what finds the tasks that are hard to find, and what the heads see."""
 
 VARIANTS = {
     "bf16": "--seed 1 --precision bf16",
@@ -129,7 +126,7 @@ def cells(args: Args) -> dict[str, list[str]]:
         length, suffix = ["--total-frames", str(args.total_frames)], f"-{args.total_frames / 1e6:g}M"
     study = {f"seed{seed}{suffix}": [*tasks, "--seed", str(seed), *length] for seed in args.seeds}
     if args.ablation:
-        removed = ABLATION if of_three else EXPLORATION | DIRECT[args.suite]
+        removed = ABLATION if of_three else EXPLORATION
         study |= {
             f"{name}{suffix}": [*tasks, "--seed", "1", *shlex.split(flags), *length] for name, flags in removed.items()
         }
@@ -383,9 +380,10 @@ def study(args: Args) -> None:
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows, tasks))
-    # Those of the default length: others are annealed at another pace.
-    if seeds := [cell for row in rows if (cell := str(row["cell"])).removeprefix("seed").isdigit()]:
-        curves.draw(folder, seeds, folder / "learning.png")
+    seeds = [cell for row in rows if (cell := str(row["cell"])).startswith("seed")]
+    # Of the default length, if there are any: others are annealed at another pace.
+    if shown := [cell for cell in seeds if cell.removeprefix("seed").isdigit()] or seeds:
+        curves.draw(folder, shown, folder / "learning.png")
     if args.ship is not None:
         ship(args.ship, args.suite)
 

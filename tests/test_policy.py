@@ -220,7 +220,7 @@ def test_heads_also_see_features_normalised_over_their_own_task(by_task: bool) -
 
 
 def test_without_direct_features_the_heads_see_the_torsos_output_only() -> None:
-    policy = make_policy(tiny_config())  # as with few tasks
+    policy = make_policy(tiny_config(direct_features=False))
     rows = make_batch(policy, 5)
     assert policy.torso.module(rows["observation"], rows["task_one_hot"]).shape == (5, 32)
     assert not any("own_norm" in name for name in policy.state_dict())

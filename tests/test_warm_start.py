@@ -119,7 +119,7 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
     [
         ([], "its head is 16, this run's is 32: make them equal"),
         (["--head", "16", "--no-relative-features"], "its relative_features is True, this run's is False"),
-        (["--head", "16", "--direct-features", "False"], "its direct_features is True, this run's is False"),
+        (["--head", "16", "--no-direct-features"], "its direct_features is True, this run's is False"),
         (["--head", "16", "--no-popart"], "its popart is True, this run's is False"),
         (["--head", "16", "--no-normalize-reward"], "its normalize_reward is True, this run's is False"),
         (["--head", "16", "--success-bonus", "0"], "its success_bonus is 5.0, this run's is 0.0"),
@@ -130,7 +130,7 @@ def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(so
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_starts(source, tmp_path, capsys, flags, message) -> None:
-    sizes = [*SMALL, "--head", "32", "--direct-features", "True", *flags, "--run-dir", str(tmp_path / "run")]
+    sizes = [*SMALL, "--head", "32", "--direct-features", *flags, "--run-dir", str(tmp_path / "run")]
     assert main(["train", *sizes, "--init-from", str(source)]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith(f"error: init_from is {source / 'best.pt'}: ") and err.count("\n") == 1
@@ -145,7 +145,7 @@ def test_files_that_hold_no_policy_to_start_from(source, tmp_path, capsys) -> No
         (tmp_path / "old.pt", "it holds no policy with the scale of its rewards"),
         (tmp_path / "missing.pt", "no checkpoint at"),
     ):
-        flags = [*SMALL, "--direct-features", "True", "--run-dir", str(tmp_path / "run"), "--init-from", str(path)]
+        flags = [*SMALL, "--direct-features", "--run-dir", str(tmp_path / "run"), "--init-from", str(path)]
         assert main(["train", *flags]) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1

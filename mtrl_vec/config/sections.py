@@ -65,20 +65,15 @@ class PolicyConfig:
     """Show the policy motions and distances instead of positions alone."""
     normalize_observation: bool = True
     """Normalise observations by their running mean and variance."""
-    direct_features: bool | None = None
+    direct_features: bool = True
     """Show the heads the observation itself as well, normalised by the mean and variance of their own task:
-    observations vary less within one task than across fifty, and success depends on a few centimetres. By default with
-    more than 10 tasks."""
+    observations vary less within one task than across several, and success depends on a few centimetres."""
     popart: bool = True
     """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
 
     def __post_init__(self) -> None:
         require(len(self.torso) == 2 and min(self.torso) > 0, "torso", self.torso, "must be two positive widths")
         check_fields(self, positive=("head", "init_std"))
-
-    def shows_features(self, num_tasks: int) -> bool:
-        """`direct_features`, or their default for so many tasks."""
-        return num_tasks > 10 if self.direct_features is None else self.direct_features
 
 
 @dataclass(frozen=True)

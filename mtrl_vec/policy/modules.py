@@ -46,7 +46,7 @@ class Torso(nn.Module):
             num_tasks,
             relative=config.relative_features,
             normalize=config.normalize_observation,
-            direct=config.shows_features(num_tasks),
+            direct=config.direct_features,
         )
         self.layers = nn.Sequential(
             AlignedLinear(self.features.size + num_tasks, first),

@@ -40,7 +40,6 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
         num_workers=min(workers, share),
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
-        direct_features=config.policy.shows_features(config.num_tasks),
         target_kl=config.target_kl,
         exploration_delay=config.exploration_delay,
         total_frames=config.total_frames,
