@@ -93,7 +93,7 @@ def test_what_the_text_of_a_study_names_exists(folder) -> None:
 @pytest.mark.parametrize(
     ("folder", "picture", "pattern"),
     [
-        (learning.FOLDER, "learning.png", "seed?"),
+        (learning.FOLDER, "learning.png", "seed*"),
         (learning.folder_of("MT10"), "learning.png", "seed*"),
         (task_sampling.FOLDER, "finals-5M.png", "*-5M-seed*"),
     ],

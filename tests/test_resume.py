@@ -527,7 +527,7 @@ def test_a_run_of_version_1_is_one_line_that_says_what_to_do(tmp_path, capsys, m
     assert (trained.frames, trained.config.sampling.name, trained.config.policy.torso) == (23040, method, (32, 32))
     torch.testing.assert_close(trained.module.action_std()[0], torch.full((4,), 0.8))
     sizes = ["--init-from", str(run), "--torso", "32", "32", "--head", "16", "--num-envs", "3", "--num-steps", "16"]
-    sizes += ["--no-bounded-mean", "--no-popart"]  # as they were
+    sizes += ["--no-bounded-mean", "--no-popart", "--no-direct-features"]  # as they were
     more = ["--num-minibatches", "1", "--total-frames", "48", "--eval-interval", "0", "--device", "cpu", "--quiet"]
     assert main(["train", *sizes, *more, "--run-dir", str(tmp_path / "new")]) == 0
     assert load_checkpoint(checkpoints(tmp_path / "new")[0])["frames"] == 48
