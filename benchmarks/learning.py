@@ -354,6 +354,12 @@ def _number(value: object, form: str) -> str:
     return "" if value == "" else form.format(float(str(value)))
 
 
+def in_picture(cells: Sequence[str]) -> list[str]:
+    """The seeds of the default length, if there are any, else of all lengths: others are annealed at another pace."""
+    seeds = [cell for cell in cells if cell.startswith("seed")]
+    return [cell for cell in seeds if cell.removeprefix("seed").isdigit()] or seeds
+
+
 def study(args: Args) -> None:
     """Measure the cells that are missing, and report all."""
     if args.ship is not None and args.suite not in PRETRAINED:
@@ -380,9 +386,7 @@ def study(args: Args) -> None:
     if not rows:
         raise InputError("nothing has been measured yet: run without --report-only")
     print(report(rows, tasks))
-    seeds = [cell for row in rows if (cell := str(row["cell"])).startswith("seed")]
-    # Of the default length, if there are any: others are annealed at another pace.
-    if shown := [cell for cell in seeds if cell.removeprefix("seed").isdigit()] or seeds:
+    if shown := in_picture([str(row["cell"]) for row in rows]):
         curves.draw(folder, shown, folder / "learning.png")
     if args.ship is not None:
         ship(args.ship, args.suite)
