@@ -40,18 +40,18 @@ class SamplingFlags:
     curriculum_success: float | None = None
     """With curriculum: success rate at which a task is done. By default 0.9."""
     curriculum_frames: int | None = None
-    """With curriculum: environment steps after which a task is done in any case; no limit."""
+    """With curriculum: environment steps after which a task is done in any case. By default no limit."""
     min_task_prob: float | None = None
     """With success, progress and meta: least probability of a task; with curriculum: probability of each that is done.
     By default 0.4 / K with success, and 0.3 / K with the others."""
     min_task_weight: float | None = None
     """With difficulty: minimum weight of a task in the loss; all weights sum to 1. By default 0.3 / K."""
     temperature: float | None = None
-    """With difficulty, progress and meta: flattens weights or probabilities; 1."""
+    """With difficulty, progress and meta: flattens weights or probabilities. By default 1."""
     difficulty_by: Literal["success", "loss"] | None = None
     """With difficulty: what makes a task difficult. success (default): it fails. loss: its critic loss falls slowly."""
     meta_lr: float | None = None
-    """With meta: learning rate of the network; 0.01."""
+    """With meta: learning rate of the network. By default 0.01."""
 
     @classmethod
     def of(cls, config: SamplingConfig) -> SamplingFlags:
