@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -199,8 +201,35 @@ def test_a_dead_worker_is_named(call) -> None:
         ({"num_workers": 0}, "num_workers is 0"),
         ({"envs_per_worker": 0}, "envs_per_worker is 0"),
         ({"num_envs": 0}, "num_envs is 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"seed": -1}, "seed is -1: it must be between 0 and 4294967295"),
+        ({"goals_seed": -1}, "goals_seed is -1: it must be between 0 and 4294967295"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_env(**arguments)
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_workers_wait_for_weeks_unless_told_otherwise(given) -> None:
+    """TorchRL's give up after 10,000 s without a message."""
+    program = "import mtrl_vec.envs, torchrl._utils; print(torchrl._utils.BATCHED_PIPE_TIMEOUT)"
+    environment = {name: value for name, value in os.environ.items() if name != "BATCHED_PIPE_TIMEOUT"}
+    environment |= {} if given is None else {"BATCHED_PIPE_TIMEOUT": given}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert float(found.stdout) == (2e6 if given is None else 5)
+
+
+def test_a_script_that_fails_ends_with_its_error(tmp_path) -> None:
+    """Instead of waiting for workers that nobody has closed."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mtrl_vec import make_env\n"
+        "if __name__ == '__main__':\n"
+        "    env = make_env(num_workers=2, num_envs=4)\n"
+        "    env.reset()\n"
+        "    raise SystemExit('something else is wrong')\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and "something else is wrong" in result.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 
 import gymnasium
 import numpy as np
@@ -116,25 +118,67 @@ def test_gymnasiums_statistics_count_whole_episodes() -> None:
 def test_seeds_and_masks_of_resets() -> None:
     env = make(5)
     try:
+        some = np.array([False, True, False, False, True])
         with pytest.raises(gymnasium.error.ResetNeeded):
             env.step(np.zeros((5, 4)))
+        with pytest.raises(InputError, match="reset_mask leaves environments out that were never reset"):
+            env.reset(options={"reset_mask": some})
         first, _ = env.reset(seed=4)
         other, _ = env.reset()
         assert not np.array_equal(first, other)
         np.testing.assert_array_equal(env.reset(seed=4)[0], first)
         moved, *_ = env.step(np.ones((5, 4)))
-        some = np.array([False, True, False, False, True])
         after, _ = env.reset(options={"reset_mask": some})
         np.testing.assert_array_equal(after[~some], moved[~some])
         assert (after[some] != moved[some]).any(axis=1).all()
         for arguments, message in (
             ({"options": {"mask": some}}, "there is no option 'mask'"),
             ({"options": {"reset_mask": some[:3]}}, r"reset_mask has the shape \(3,\): it has to be \(5,\)"),
+            ({"options": {"reset_mask": some & False}}, "reset_mask is False everywhere"),
         ):
             with pytest.raises(InputError, match=message):
                 env.reset(**arguments)
         with pytest.raises(InputError, match=r"actions have the shape \(4,\): \(5, 4\) is needed"):
             env.step(np.zeros(4))
+        np.testing.assert_array_equal(env.step(np.ones((5, 4)))[3], np.zeros(5, bool))  # nothing was lost to all that
+    finally:
+        env.close()
+    for call in (env.reset, lambda: env.step(np.zeros((5, 4)))):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+            call()
+
+
+def interrupted_once(function):
+    """A function that Ctrl-C interrupts before it does anything, the first time."""
+    pending = [KeyboardInterrupt()]
+
+    def call(*arguments):
+        if pending:
+            raise pending.pop()
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("call", ["step", "reset"])
+def test_after_an_interruption_a_reset_begins_anew(call, monkeypatch) -> None:
+    """Answers to what was interrupted must not pass for those of what comes next."""
+    env = make(4)
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 4, 4)).astype(np.float32)
+    try:
+        runs = []
+        for _ in range(2):
+            first = env.reset(seed=4)[0]
+            runs.append([first, *(env.step(action)[0] for action in actions)])
+            place, name = (os, "read") if call == "step" else (Connection, "recv")
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, interrupted_once(getattr(place, name)))
+                with pytest.raises(KeyboardInterrupt):
+                    env.step(actions[0]) if call == "step" else env.reset()
+            with pytest.raises(gymnasium.error.ResetNeeded):
+                env.step(actions[0])
+        for one, other in zip(*runs, strict=True):
+            np.testing.assert_array_equal(one, other)
     finally:
         env.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
+from mtrl_vec.config.checks import check_seed, require
 from mtrl_vec.envs.metaworld import DEFAULT_TASKS, MetaWorldEnv
 from mtrl_vec.envs.pool import SimulatorPool
 from mtrl_vec.errors import InputError, first_line
@@ -47,7 +48,8 @@ def make_env(
         An environment of batch size ``[W, E]`` with the entries of `MetaWorldEnv`.
 
     Raises:
-        InputError: unknown or repeated task, a task whose model lacks what it reads, or a number that is not positive.
+        InputError: unknown or repeated task, a task whose model lacks what it reads, a number that is not positive, or
+            a seed that does not have 32 bits.
     """
     resolved = resolve_tasks(tasks)
     common = {
@@ -63,9 +65,11 @@ def make_env(
     for task in resolved:
         _check_sendable(task)
     num_workers = default_num_workers() if num_workers is None else num_workers
-    for name, value in {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
+    sizes = {"num_workers": num_workers, "envs_per_worker": envs_per_worker, "num_envs": num_envs}
+    for name, value in (sizes | {"max_episode_steps": max_episode_steps}).items():
+        require(value is None or value >= 1, name, value, "must be at least 1")
+    check_seed("seed", seed)
+    check_seed("goals_seed", goals_seed)
     counts = _spread(num_workers * envs_per_worker if num_envs is None else num_envs, num_workers)
     own = [{"num_envs": count, "first_slot": first_slot + sum(counts[:w])} for w, count in enumerate(counts)]
     return SimulatorPool(MetaWorldEnv, [common | {"num_rows": max(counts)} | worker for worker in own])

@@ -36,6 +36,8 @@ class SimulatorPool(ParallelEnv):
     core from them. Even a look every 50 us costs a fifth of their speed where they want every core. But a step takes
     about as long as the one before: so sleep for most of that, and poll only towards the end.
 
+    An interruption (Ctrl-C) of anything that waits for workers ends them, and closes the pool.
+
     Where ``B`` is not a multiple of ``W``, the first workers hold one environment more than the others, whose last row
     is then idle: an observation of zeros of the first task, never done. `rows` tells the environments from idle rows.
 
@@ -66,6 +68,7 @@ class SimulatorPool(ParallelEnv):
             create_env_kwargs=list(env_kwargs),
             num_sub_threads=1,
             mp_start_method=START_METHOD,
+            daemon=True,  # else a script that fails before `close` waits for them at its end, for ever
         )
 
     @property
@@ -262,6 +265,12 @@ class SimulatorPool(ParallelEnv):
             while started and time.monotonic() < deadline:
                 self._check_alive(range(self.num_workers))
                 time.sleep(0.01)
+            raise
+        except Exception:
+            raise
+        except BaseException:  # interrupted: answers that nobody has read would pass for those of the next call
+            with deferred_interrupts():
+                self.close(raise_if_closed=False)
             raise
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:

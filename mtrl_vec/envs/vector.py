@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
@@ -95,26 +95,26 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
 
         Args:
             seed: restart all random streams with it.
-            options: ``reset_mask`` [B] says which environments; by default all of them.
+            options: ``reset_mask`` [B] says which environments, at least one; by default all of them.
 
         Raises:
-            InputError: another option, or a mask of another shape.
+            InputError: another option, a mask of another shape, one that is False everywhere, or one that leaves
+                environments out which were never reset.
+            gymnasium.error.ClosedEnvironmentError: after `close`.
             WorkerDied: a worker exited on its own.
         """
         super().reset(seed=seed)
+        self._check_open()
         unknown = (options or {}).keys() - {"reset_mask"}
         if unknown:
             raise InputError(f"there is no option {min(unknown)!r} of reset: the only one is 'reset_mask'")
+        mask = (options or {}).get("reset_mask")
+        if mask is not None:
+            mask = self._checked_mask(mask)
+        self._task_now = None  # until all of this is done
         if seed is not None:
             self._pool.set_seed(seed, static_seed=True)
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            self._pool.reset()
-        else:
-            mask = np.asarray(mask, dtype=bool)
-            if mask.shape != (self.num_envs,):
-                raise InputError(f"reset_mask has the shape {mask.shape}: it has to be ({self.num_envs},)")
-            self._pool.reset(self._for_pool(mask))
+        self._pool.reset(None if mask is None else self._for_pool(mask))
         state = self._pool.look()
         self._task_now = self._task_idx(state)
         return self._observation(state), {"task_idx": self._task_now.copy(), "_task_idx": self._everywhere()}
@@ -129,9 +129,11 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
 
         Raises:
             InputError: actions of another shape.
-            gymnasium.error.ResetNeeded: there was no reset before.
+            gymnasium.error.ResetNeeded: there was no reset before, or the last reset or step was interrupted.
+            gymnasium.error.ClosedEnvironmentError: after `close`.
             WorkerDied: a worker exited on its own.
         """
+        self._check_open()
         if self._task_now is None:
             raise ResetNeeded("call reset() before step()")
         action = torch.from_numpy(np.asarray(actions, dtype=np.float32))
@@ -139,7 +141,8 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
             raise InputError(
                 f"actions have the shape {tuple(action.shape)}: ({self.num_envs}, {ACTION_SIZE}) is needed"
             )
-        state, task_before = self._pool.step_in_place(action), self._task_now
+        task_before, self._task_now = self._task_now, None  # where this is interrupted, only a reset helps
+        state = self._pool.step_in_place(action)
         self._task_now, after = self._task_idx(state), state["next"]
         truncated, success = after["truncated"][:, 0].numpy().copy(), after["success"][:, 0].numpy().astype(float)
         infos: Infos = {
@@ -159,6 +162,20 @@ class MetaWorldVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.float32], NDA
             infos |= {"final_info": ended, "_final_info": truncated.copy()}
         reward = after["reward"][:, 0].numpy().astype(np.float64)
         return self._observation(state), reward, np.zeros(self.num_envs, dtype=bool), truncated, infos
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError("the environment is closed: make another one")
+
+    def _checked_mask(self, mask: ArrayLike) -> NDArray[np.bool_]:
+        mask = np.asarray(mask, dtype=bool)
+        if mask.shape != (self.num_envs,):
+            raise InputError(f"reset_mask has the shape {mask.shape}: it has to be ({self.num_envs},)")
+        if not mask.any():
+            raise InputError("reset_mask is False everywhere: choose at least one environment")
+        if self._task_now is None and not mask.all():
+            raise InputError("reset_mask leaves environments out that were never reset: reset all of them first")
+        return mask
 
     def _observation(self, state: TensorDict) -> NDArray[np.float32]:
         return self._with_one_hot(state["observation"].numpy(), state["task_idx"].numpy())
