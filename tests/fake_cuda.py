@@ -28,6 +28,8 @@ from torch._subclasses import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from mtrl_vec.policy.routing import MANY_TASKS  # noqa: E402
+
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_consecutive")
 COPIES = ("_to_copy", "copy_")
 
@@ -71,6 +73,10 @@ class Graphs:
             cls.capturing = False
 
 
+class GPU:
+    major = 9  # compute capability
+
+
 class CUDAGraph:
     def replay(self) -> None: ...
 
@@ -102,7 +108,8 @@ def pretend() -> None:
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
         "device_count": lambda: 1,
-        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_capability": lambda device=None: (GPU.major, 0),
+        "get_device_properties": lambda device=None: GPU,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_rng_state": lambda device="cuda": torch.get_rng_state(),
         "is_current_stream_capturing": lambda: Graphs.capturing,
@@ -129,7 +136,7 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.problems: collections.Counter[str] = collections.Counter()
-        self.on_device = 0
+        self.on_device = self.grouped = 0
 
     def note(self, problem: str) -> None:
         frames = traceback.extract_stack()[:-2]  # without this, and what called it
@@ -145,6 +152,9 @@ class Watch(TorchDispatchMode):
         devices = {t.device.type for t in given}
         if name in WAITS and "cuda" in devices:
             self.note(f"{name} waits for the device")
+        if name == "_grouped_mm" and GPU.major not in (9, 10):
+            self.note("_grouped_mm reads the sizes on the CPU, which waits for the device")
+        self.grouped += name == "_grouped_mm"
         if name in ("index", "index_put", "index_put_") and "cuda" in devices:
             indices = [t for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor)]
             if any(t.dtype is torch.bool for t in indices):
@@ -201,6 +211,8 @@ def problems(settings: dict[str, object], fault: str | None) -> dict[str, int]:
     from mtrl_vec.learn.ppo import PPO
     from mtrl_vec.timing import Timer
 
+    settings = dict(settings)
+    GPU.major = settings.pop("compute capability", 9)
     config = tiny_config(**{"device": "cuda", "precision": "bf16", "compile": "off", "cuda_graphs": True} | settings)
     watch, mode = Watch(), FakeTensorMode()
     Graphs.captured = 0
@@ -233,6 +245,9 @@ def problems(settings: dict[str, object], fault: str | None) -> dict[str, int]:
         "waits for metrics": (READ["tolist"], ITERATIONS),
     }
     found |= {f"{name}: {got} instead of {wanted}": 1 for name, (got, wanted) in expected.items() if got != wanted}
+    sorts = GPU.major == 9 and config.num_tasks >= MANY_TASKS and config.runtime.precision == "bf16"
+    if bool(watch.grouped) != sorts:
+        found[f"{watch.grouped} grouped products"] = 1
     if watch.on_device < 1000:
         found[f"only {watch.on_device} operators were seen on the device"] = 1
     return found

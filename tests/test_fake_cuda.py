@@ -27,6 +27,8 @@ CONFIGS: list[dict[str, object]] = [
     {"gradient_method": "cagrad"},
     {"popart": False, "entropy_coeff": 0.01, "precision": "fp32"},
     {"log_gradients": True, "direct_features": True},
+    {"tasks": ["MT10"], "num_envs": 20},
+    {"tasks": ["MT10"], "num_envs": 20, "compute capability": 8},
     {"per_task_advantage": False, "learn_std": False, "normalize_reward": False, "normalize_observation": False},
 ]
 FAULTS = {

@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 MANY_TASKS = 8
 """From this number of tasks on, a GPU sorts rows by task instead of computing all heads for all rows."""
+GROUPING = (9, 10)
+"""Major compute capabilities of GPUs whose grouped products read the sizes on the device. On others PyTorch copies them
+to the CPU first, which waits, and cannot be part of a CUDA graph."""
 
 
 class TaskHeads(nn.Module):
@@ -41,7 +44,8 @@ class TaskHeads(nn.Module):
         """features [B, in], task_idx [B] -> [B, out]."""
         if features.device.type == "cpu" and not torch.compiler.is_compiling():
             return self.split(features, task_idx)
-        if features.device.type == "cuda" and features.dtype == torch.bfloat16 and self._sort_on_gpu:
+        in_bf16 = features.device.type == "cuda" and features.dtype == torch.bfloat16
+        if in_bf16 and self._sort_on_gpu and torch.cuda.get_device_properties(features.device).major in GROUPING:
             return self.grouped(features, task_idx)
         return self.gathered(features, task_idx)
 
