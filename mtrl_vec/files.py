@@ -11,6 +11,8 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``<path>.tmp`` beside ``path``, flush it to disk, then rename it.
 
+    For one writer at a time: another one would write to the same temporary file.
+
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old content is still there, and
             no temporary file is left.

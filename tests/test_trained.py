@@ -83,6 +83,8 @@ def test_positions_that_are_no_task(policy) -> None:
     ):
         policy.act(np.zeros((2, 39)), np.array([1, 3]))
     assert policy.act(np.zeros((0, 39)), np.zeros(0, dtype=int)).shape == (0, 4)
+    few = np.arange(3, dtype=np.uint8)
+    np.testing.assert_array_equal(policy.act(np.ones((3, 39)), few), policy.act(np.ones((3, 39)), few.astype(np.int64)))
 
 
 def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:

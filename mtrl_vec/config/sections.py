@@ -137,11 +137,12 @@ class LearnerConfig:
             self,
             positive=(
                 *("num_steps", "num_epochs", "num_minibatches", "lr", "target_kl"),
-                *("final_std", "clip_epsilon", "max_grad_norm"),
+                *("final_std", "clip_epsilon", "critic_coeff", "max_grad_norm"),
             ),
-            not_negative=("success_bonus", "entropy_coeff", "critic_coeff", "exploration_delay"),
-            fraction=("gamma", "gae_lambda", "final_kl_fraction", "noise_correlation"),
+            not_negative=("success_bonus", "entropy_coeff", "exploration_delay"),
+            fraction=("gamma", "gae_lambda", "final_kl_fraction", "clip_epsilon", "noise_correlation"),
         )
+        require(self.noise_correlation < 1, "noise_correlation", self.noise_correlation, "must be less than 1")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class TrainedPolicy:
         Raises:
             InputError: a position that is not in `tasks`.
         """
-        rows, tasks = torch.as_tensor(observation, dtype=torch.float32), torch.as_tensor(task_idx)
+        rows = torch.as_tensor(observation, dtype=torch.float32)
+        tasks = torch.as_tensor(np.asarray(task_idx, dtype=np.int64))
         if len(tasks) and not 0 <= tasks.min() <= tasks.max() < len(self.tasks):
             raise InputError(
                 f"task_idx has {int(tasks.min())} to {int(tasks.max())}: this policy has {len(self.tasks)} tasks, "
