@@ -74,9 +74,9 @@ EXPLORATION = {
     "no-popart": "--no-popart",
     "uniform-sampling": "--task-sampling uniform",
     "360-envs": "--num-envs 360",
-    "no-direct-features": "--no-direct-features",
+    "half-kl": "--final-kl-fraction 0.5",
 }
-"""The same for ten and fifty tasks: what finds the tasks that are hard to find, and what the heads see."""
+"""The same for ten and fifty tasks: what finds the tasks that are hard to find, and how the KL target is annealed."""
 
 VARIANTS = {
     "bf16": "--seed 1 --precision bf16",

@@ -30,7 +30,10 @@ MEAN_SUCCESS, EACH_SUCCESS = 0.9, 0.98
 TO_MEAN, TO_ALL = f"frames_to_mean_{MEAN_SUCCESS}", f"frames_to_all_{EACH_SUCCESS}"
 MINUTES_TO_MEAN = f"minutes_to_mean_{MEAN_SUCCESS}"
 
-BEFORE = "--target-kl 0.02 --noise-correlation 0 --no-hold-std --no-bounded-mean"
+BEFORE = (
+    "--target-kl 0.02 --final-kl-fraction 0.2 --noise-correlation 0 --no-hold-std --no-bounded-mean "
+    "--no-direct-features --num-epochs 6 --num-minibatches 6"
+)
 """The defaults at the time of the study, but for what its cells differ in."""
 METHODS = {
     "uniform": "--task-sampling uniform --no-popart",

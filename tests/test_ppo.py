@@ -172,6 +172,11 @@ def test_learning_rate_follows_the_kl(kl: float, factor: float) -> None:
 
 def test_learning_rate_stays_in_bounds_and_its_target_is_annealed() -> None:
     ppo = PPO(tiny_config(target_kl=0.02, final_kl_fraction=0.15), make_policy(tiny_config()))
+    data = make_rollout(ppo.policy, 12, 16)
+    for progress, target in ((0.0, 0.02), (0.45, 0.0115), (0.9, 0.003), (1.0, 0.003)):
+        ppo.lr.fill_(1e-3)
+        ppo.prepare_next(data, torch.tensor(1.44 * target), progress)
+        assert float(ppo.lr) == pytest.approx(1e-3 / 1.2)
     for _ in range(30):
         adapt_lr(ppo.lr, torch.tensor(10.0), 0.02)
     assert float(ppo.lr) == pytest.approx(1e-5)

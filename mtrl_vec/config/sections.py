@@ -62,11 +62,11 @@ class PolicyConfig:
     learn_std: bool = True
     """Learn the standard deviation, one per task and action dimension; otherwise it stays at its limit."""
     relative_features: bool = True
-    """Show the policy motions and distances instead of positions alone."""
+    """Add motions and distances to the positions in the policy's input."""
     normalize_observation: bool = True
     """Normalise observations by their running mean and variance."""
     direct_features: bool = True
-    """Show the heads the observation itself as well, normalised by the mean and variance of their own task:
+    """Also feed the observation itself to the heads, normalised by the mean and variance of their own task:
     observations vary less within one task than across several, and success depends on a few centimetres."""
     popart: bool = True
     """Normalise each task's values by running statistics of their targets (PopArt), whatever their scale."""
@@ -87,12 +87,13 @@ class LearnerConfig:
     num_minibatches: int = 24
     """Minibatches per pass. Leftover frames are dropped, different ones in each pass."""
     lr: float = 3e-4
-    """Adam's learning rate; the initial one where target_kl adapts it, within 1e-5 and 3e-3."""
+    """Adam's learning rate. With target_kl it is only the initial one, and then varies between 1e-5 and 3e-3."""
     target_kl: float | Literal["auto"] | None = "auto"
     """Adapt the learning rate so that one iteration moves the policy by this KL divergence, in nats. None: constant.
     auto: 0.02 for up to 360 environments, then in proportion to their number, but at most 0.04."""
-    final_kl_fraction: float = 0.2
-    """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run."""
+    final_kl_fraction: float | None = None
+    """Fraction of target_kl that is left at the end; annealed linearly until 90 % of the run. By default 0.5 for up to
+    3 tasks and 0.2 for more."""
     final_std: float = 0.3
     """Limit of the standard deviation at the end; it falls linearly from init_std between 40 and 90 % of the run.
     Evaluation uses the mean action, so the policy must not come to depend on the noise."""
@@ -166,7 +167,7 @@ class RuntimeConfig:
     device: Device = "auto"
     """Device of the policy and its updates. auto: CUDA if it is available."""
     precision: Precision = "fp32"
-    """Of forward passes and losses; weights, their gradients and the optimiser are always fp32."""
+    """Precision of forward passes and losses; weights, gradients and optimiser state are always fp32."""
     compile: Compile = "off"
     """Compile advantages and loss with torch.compile, and acting on CUDA. On 2 CPU cores compiled updates are slower,
     since they compute all heads for all rows."""

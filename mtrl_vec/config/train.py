@@ -97,6 +97,12 @@ class TrainConfig:
         return 0.02 * min(max(1, self.num_envs / 360), 2) if target == "auto" else target
 
     @property
+    def final_kl_fraction(self) -> float:
+        """Fraction of `target_kl` that is left at the end."""
+        fraction = self.learner.final_kl_fraction
+        return (0.5 if self.num_tasks <= 3 else 0.2) if fraction is None else fraction
+
+    @property
     def exploration_delay(self) -> int:
         """Environment steps of a task after which it begins to explore, see `LearnerConfig.hold_std`."""
         delay = self.learner.exploration_delay

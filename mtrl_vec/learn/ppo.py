@@ -228,7 +228,7 @@ class PPO:
         """
         cfg = self._learner
         if (target := self.config.target_kl) is not None:
-            adapt_lr(self.lr, approx_kl, annealed(target, target * cfg.final_kl_fraction, progress))
+            adapt_lr(self.lr, approx_kl, annealed(target, target * self.config.final_kl_fraction, progress))
         init_std = self.config.policy.init_std
         self.policy.limit_std(annealed(init_std, cfg.final_std, progress, start=STD_LIMIT_START))
         self.policy.torso.module.features.update(data["observation"], data["task_one_hot"], self.ranks)

@@ -41,6 +41,7 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
         target_kl=config.target_kl,
+        final_kl_fraction=config.final_kl_fraction,
         exploration_delay=config.exploration_delay,
         total_frames=config.total_frames,
         eval_interval=config.eval_interval,
