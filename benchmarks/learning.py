@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import shlex
@@ -106,7 +107,11 @@ class Args:
     eval_seeds: tuple[int, ...] = (100, 200, 300)
     """Seeds of the official evaluation, 50 goals per task each."""
     ablation: bool = False
-    """Also run the ablation with seed 1: one design choice removed at a time."""
+    """Also run the ablation: one design choice removed at a time."""
+    ablation_seeds: tuple[int, ...] = (1,)
+    """Its training seeds. Cells of others than 1 have the seed in their names."""
+    only: tuple[str, ...] = ()
+    """Cells of the ablation to run, by default all."""
     alone: bool = False
     """Also train on each task alone, with seed 1."""
     variants: bool = False
@@ -127,9 +132,10 @@ def cells(args: Args) -> dict[str, list[str]]:
     study = {f"seed{seed}{suffix}": [*tasks, "--seed", str(seed), *length] for seed in args.seeds}
     if args.ablation:
         removed = ABLATION if of_three else EXPLORATION
-        study |= {
-            f"{name}{suffix}": [*tasks, "--seed", "1", *shlex.split(flags), *length] for name, flags in removed.items()
-        }
+        for seed, (name, flags) in itertools.product(args.ablation_seeds, removed.items()):
+            if name in args.only or not args.only:
+                cell = f"{name}{suffix}" if seed == 1 else f"{name}-seed{seed}{suffix}"
+                study[cell] = [*tasks, "--seed", str(seed), *shlex.split(flags), *length]
     if args.alone:
         length = [] if of_three else ["--total-frames", str(ALONE_FRAMES)]
         study |= {f"{name}-alone": ["--seed", "1", "--tasks", name, *length] for name in task_names(args.suite)}
@@ -368,6 +374,8 @@ def study(args: Args) -> None:
         )
     if args.variants and args.suite != "MT3":
         raise InputError(f"--variants is given with --suite {args.suite}: the variants are of MT3")
+    if unknown := set(args.only) - (ABLATION if args.suite == "MT3" else EXPLORATION).keys():
+        raise InputError(f"--only {min(unknown)}: the ablation of {args.suite} has no such cell")
     folder, runs, tasks = folder_of(args.suite), runs_of(args.suite), task_names(args.suite)
     folder.mkdir(exist_ok=True)
     runs.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,13 @@ def test_finished_cells_are_skipped_and_the_others_written_as_they_end(folders, 
     assert longer == {"seed1-12M": ["--tasks", "MT50", "--seed", "1", "--total-frames", "12000000"]}
     longer = learning.cells(learning.Args(suite="MT10", seeds=(), total_frames=2_000_000, ablation=True))
     assert longer["free-std-2M"][-3:] == ["--no-hold-std", "--total-frames", "2000000"]
+    some = {"ablation": True, "ablation_seeds": (1, 3), "only": ("free-std",)}
+    assert learning.cells(learning.Args(suite="MT10", seeds=(), **some)) == {
+        "free-std": ["--tasks", "MT10", "--seed", "1", "--no-hold-std"],
+        "free-std-seed3": ["--tasks", "MT10", "--seed", "3", "--no-hold-std"],
+    }
+    monkeypatch.setattr("sys.argv", ["learning.py", "--ablation", "--only", "free-std"])
+    assert learning.main() == 2 and "the ablation of MT3 has no such cell" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["learning.py", "--seeds", "2", "4", "3"])
     with pytest.raises(RuntimeError):
         learning.main()
