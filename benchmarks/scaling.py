@@ -23,23 +23,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import tyro
 from common import check_arguments, progress, run_benchmark, seconds_per_call, write_results
-from learner import inference_call, random_rollout, update_call
-from tensordict import TensorDictBase
+from learner import make_policy, random_rollout, update_call
 
 from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
 from mtrl_vec.envs.make import default_num_workers
+from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.machine import available_cores
-from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.tasks.layout import ACTION_SIZE
+from mtrl_vec.timing import Timer
 from mtrl_vec.train.resolve import resolve
 
 CPU = torch.device("cpu")
+COLLECTED = 8
+"""Rollouts over which collecting is timed."""
 SKIPPED = 2
 """Iterations of the check, with which processes warm up."""
 
@@ -53,7 +55,7 @@ class Args:
 
     suite: Literal["MT3", "MT10", "MT50"] = "MT10"
     """The tasks."""
-    parent: tuple[float, float] = (0.05, 0.015)
+    parent: tuple[float, float] = (0.05, 0.0065)
     """Milliseconds per step of the process that drives workers: constant, and per worker. See benchmarks/pool.py."""
     sum_ms: float = 1.0
     """Milliseconds of a sum of gradients over ranks. See benchmarks/ranks.py."""
@@ -96,19 +98,24 @@ def measure_parts(args: Args, config: TrainConfig) -> Parts:
     """The parts on this machine, each by itself."""
     tasks = list(config.environment.tasks)
     workers, steps = default_num_workers(), config.learner.num_steps
-    progress(f"simulation by {workers} workers")
+    progress(f"simulation by {workers} workers, with the actions of a new policy")
     pool = make_env(tasks, num_workers=workers, num_envs=config.num_envs, max_episode_steps=config.max_episode_steps)
+    pool.timer = timer = Timer()
+    acting = ActingPolicy(make_policy(config, CPU), config, timer)
+    acting.noise.set_correlation(np.full(config.num_tasks, config.learner.noise_correlation))
     try:
         pool.reset()
-        collect = seconds_per_call(lambda: pool.collect(random_actions, steps), CPU, 10.0)
+        pool.collect(acting, steps)  # which shares memory with the workers
+        before = dict(timer.seconds)
+        for _ in range(COLLECTED):
+            pool.collect(acting, steps)
+        simulate, infer = ((timer.seconds[part] - before[part]) / COLLECTED / steps for part in ("simulate", "infer"))
         snapshot = seconds_per_call(pool.snapshot, CPU, 1.0)
     finally:
         pool.close()
     parent = args.parent[0] / 1e3, args.parent[1] / 1e3
-    per_step = collect / steps - parent[0] - parent[1] * workers
-    progress("acting and learning")
-    torch.set_num_threads(1)
-    infer = seconds_per_call(inference_call(config, CPU), CPU, 2.0)
+    per_step = simulate - parent[0] - parent[1] * workers
+    progress("learning")
     rates = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -116,7 +123,7 @@ def measure_parts(args: Args, config: TrainConfig) -> Parts:
         samples = config.minibatch_size * config.learner.num_minibatches * config.learner.num_epochs
         rates[threads] = samples / seconds_per_call(call, CPU, 8.0)
     torch.set_num_threads(available_cores())
-    ppo = PPO(config, SharedPolicy.for_tasks(config.policy, config.tasks))
+    ppo = PPO(config, make_policy(config, CPU))
     rollout = random_rollout(config)
     advantages = seconds_per_call(lambda: ppo.add_advantages(rollout.clone(recurse=False)), CPU, 2.0)
     return Parts(
@@ -129,10 +136,6 @@ def measure_parts(args: Args, config: TrainConfig) -> Parts:
         parent=parent,
         sum=args.sum_ms / 1e3,
     )
-
-
-def random_actions(state: TensorDictBase) -> TensorDictBase:
-    return state.set("action", torch.randn(*state.shape, ACTION_SIZE))
 
 
 def predict(parts: Parts, config: TrainConfig, cores: int, ranks: int = 1, gpu: Gpu | None = None) -> Prediction:
