@@ -5,10 +5,10 @@ An iteration collects ``T`` steps of ``B`` environments, and then learns from ``
     collect = T (simulate ceil(B / W) + parent(W) + infer B) + snapshot B
     learn   = B T (advantages + epochs / samples_per_second)
 
-Each part is measured by itself. Every rank has its own cores, ``B`` environments of its own, and one process that
-drives its ``W`` workers. The samples per second of more threads follow Amdahl's law through those of one and of two; a
-sum of gradients over ranks costs what benchmarks/ranks.py found. A GPU takes over acting and learning, with the figures
-in `Gpu`, which are estimates as long as none has been measured.
+Simulation and acting are timed while they take turns, the other parts each by itself. Every rank has its own cores,
+``B`` environments of its own, and one process that drives its ``W`` workers. The samples per second of more threads
+follow Amdahl's law through those of one and of two; a sum of gradients over ranks costs what benchmarks/ranks.py found.
+A GPU takes over acting and learning, with the figures in `Gpu`, which are estimates as long as none has been measured.
 """
 
 from __future__ import annotations
