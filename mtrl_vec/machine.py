@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
+PACKAGES = ("torchrl", "tensordict", "metaworld", "mujoco", "gymnasium", "envpool", "numpy")
 
 
 def available_cores() -> int:
@@ -33,7 +33,8 @@ def machine() -> dict[str, str | int | None]:
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that matter; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    # torch says which build it is: the metadata of PyPI's wheels do not say that they have CUDA.
+    found: dict[str, str | None] = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
