@@ -95,7 +95,7 @@ class Prediction:
 
 
 def measure_parts(args: Args, config: TrainConfig) -> Parts:
-    """The parts on this machine, each by itself."""
+    """The parts on this machine."""
     tasks = list(config.environment.tasks)
     workers, steps = default_num_workers(), config.learner.num_steps
     progress(f"simulation by {workers} workers, with the actions of a new policy")

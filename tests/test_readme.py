@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import metaworld
 import pytest
 
 import mtrl_vec
@@ -84,6 +85,12 @@ def test_a_task_of_your_own_trains(tmp_path) -> None:
 def test_there_are_snippets_and_the_readme_is_short() -> None:
     assert len(SNIPPETS) == 8
     assert len(README.split()) <= 900
+
+
+def test_the_documentation_lists_all_tasks() -> None:
+    section = (ROOT / "docs" / "runs.md").read_text().split("## Tasks\n")[1].split("\n## ")[0]
+    listed = section.split("`-v3`:")[1].split("[Tasks of your own]")[0]
+    assert sorted(f"{name}-v3" for name in re.findall(r"`([\w-]+)`", listed)) == sorted(metaworld.ALL_V3_ENVIRONMENTS)
 
 
 LIBRARIES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "libraries.md").read_text(), re.DOTALL)
