@@ -170,7 +170,7 @@ def test_an_update_tells_the_norms_and_cosines_of_its_last_minibatch(method) -> 
     torso, gradients = list(ppo.policy.torso.parameters()), []
     for weights in ([1, 0, 0], [0, 0, 3]):
         ppo.loss.task_weights.copy_(torch.tensor(weights) * 3 / 4)
-        total, _ = ppo.minibatch_loss(ppo.minibatches.frames[ppo.minibatches.rows])
+        total, _ = ppo.minibatch_loss(ppo.minibatches.current())
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, torso)]))
     reach, pick_place = gradients
     assert float(metrics["reach-v3/grad_norm"]) == pytest.approx(float(reach.norm()), rel=1e-3)

@@ -190,7 +190,8 @@ def frames_that_are_replaced(ppo: PPO) -> None:
 
 
 def rows_that_are_replaced(ppo: PPO) -> None:
-    ppo.minibatches.choose = lambda chosen: setattr(ppo.minibatches, "rows", chosen.clone())
+    choose = ppo.minibatches.choose
+    ppo.minibatches.choose = lambda i: (choose(i), setattr(ppo.minibatches, "rows", ppo.minibatches.rows.clone()))
 
 
 def weights_that_are_replaced(ppo: PPO) -> None:

@@ -217,18 +217,21 @@ def test_minibatches_that_do_not_divide_the_frames_leave_others_out_in_each_epoc
     ppo = PPO(config, make_policy(config))
     td = make_rollout(ppo.policy, 12, 16)
     ppo.add_advantages(td)
-    seen: list[torch.Tensor] = []
+    td["action"][..., 0] = torch.arange(192.0).view(12, 16) / 1000  # tells frames apart
+    everything = frozenset(td["action"][..., 0].flatten().tolist())
+    seen: list[list[float]] = []
     original = ppo.minibatches.current
 
     def minibatch_and_note():
-        seen.append(ppo.minibatches.rows.clone())
-        return original()
+        minibatch = original()
+        seen.append(minibatch["action"][:, 0].tolist())
+        return minibatch
 
     ppo.minibatches.current = minibatch_and_note
     metrics = ppo.update(td)
-    assert [len(rows) for rows in seen] == [38] * 15
-    epochs = [torch.cat(seen[5 * epoch : 5 * epoch + 5]).tolist() for epoch in range(3)]
-    left_out = [frozenset(range(192)) - frozenset(used) for used in epochs]
+    assert [len(frames) for frames in seen] == [38] * 15
+    epochs = [[frame for part in seen[5 * epoch : 5 * epoch + 5] for frame in part] for epoch in range(3)]
+    left_out = [everything - frozenset(used) for used in epochs]
     assert [len(set(used)) for used in epochs] == [190] * 3 and [len(left) for left in left_out] == [2] * 3
     assert len(set(left_out)) == 3
     assert metrics["skipped_updates"] == 0 and torch.isfinite(metrics["approx_kl"])

@@ -21,6 +21,8 @@ class Minibatches:
     ranks. With ``fixed_shapes``, which CUDA graphs need, every rank puts its own frames into the same order: each
     minibatch then has equally many frames of every rank, and frames and rows stay in the same memory.
 
+    Frames of a minibatch are in the order of their tasks: heads then need not bring those of a task together.
+
     Args:
         config: of the run.
         generator: of the orders, on the device of the frames; in the same state on all ranks.
@@ -29,8 +31,8 @@ class Minibatches:
 
     Attributes:
         frames: [N] what is learned from, `mtrl_vec.learn.loss.LEARNING_KEYS`.
-        rows: [n] which of them are this rank's in the next minibatch.
-        share: fraction of the minibatch that these are.
+        rows: [n] with ``fixed_shapes``: which of them are this rank's in the current minibatch.
+        share: fraction of the current minibatch that this rank has.
     """
 
     def __init__(self, config: TrainConfig, generator: torch.Generator, ranks: Ranks, fixed_shapes: bool) -> None:
@@ -42,7 +44,11 @@ class Minibatches:
         start = ranks.rank * len(self.rows)
         self._positions = torch.arange(
             start, start + len(self.rows), device=device
-        )  # of `rows` among those of all ranks
+        )  # of the current frames among those of all ranks
+        self._order = torch.empty(0, 0, dtype=torch.long, device=device)
+        self._parts: list[tuple[Tensor, TensorDictBase]] = []
+        """Without ``fixed_shapes``: positions and frames of each minibatch, cut at once. One by one is slower."""
+        self._current: TensorDictBase | None = None
 
     def take(self, frames: TensorDictBase) -> None:
         """Learn from other frames [N] from now on."""
@@ -52,8 +58,8 @@ class Minibatches:
         for key, value in frames.items():
             self.frames[key].copy_(value)
 
-    def epoch(self) -> Tensor:
-        """A new order of the frames, a minibatch in each row, for `choose`. Leftover frames are dropped."""
+    def shuffle(self) -> None:
+        """Cut the frames into minibatches in a new order, for `choose`. Leftover frames are dropped."""
         frames, size, parts = (
             self._config.frames_per_batch,
             self._config.minibatch_size,
@@ -62,33 +68,39 @@ class Minibatches:
         if self._fixed_shapes:
             frames, size = frames // self._ranks.size, size // self._ranks.size
         order = torch.randperm(frames, device=self._generator.device, generator=self._generator)
-        return order[: parts * size].view(parts, size)
+        self._order = order[: parts * size].view(parts, size)
+        if not self._fixed_shapes:
+            self._cut()
 
-    def choose(self, chosen: Tensor) -> None:
-        """Make a row of `epoch` the next minibatch."""
-        if self._fixed_shapes:
-            self.rows.copy_(chosen[self._by_task(chosen)])
-            return
-        own = self._ranks.part(self._config.frames_per_batch)
-        mine = ((chosen >= own.start) & (chosen < own.stop)).nonzero().flatten()
-        self._positions = mine[self._by_task(chosen[mine] - own.start)]
-        self.rows = chosen[self._positions] - own.start
-        self.share.fill_(len(self.rows) / len(chosen))
-        if not len(self.rows):  # one that counts for nothing
-            self.rows = torch.zeros(1, dtype=torch.long)
-
-    def _by_task(self, rows: Tensor) -> Tensor:
-        """An order of rows in which those of a task are next to each other: heads then need not bring them there."""
+    def _cut(self) -> None:
         assert self.frames is not None
-        return torch.argsort(self.frames["task_idx"][rows], stable=True)
+        own, order = self._ranks.part(self._config.frames_per_batch), self._order
+        minibatch, position = ((order >= own.start) & (order < own.stop)).nonzero(as_tuple=True)
+        rows = order[minibatch, position] - own.start
+        by_task = torch.argsort(minibatch * self._config.num_tasks + self.frames["task_idx"][rows], stable=True)
+        counts = torch.bincount(minibatch, minlength=len(order)).tolist()
+        positions, frames = position[by_task].split(counts), self.frames[rows[by_task]].split(counts)
+        self._parts = list(zip(positions, frames, strict=True))
+
+    def choose(self, i: int) -> None:
+        """Make the ``i``-th minibatch the current one."""
+        assert self.frames is not None
+        if self._fixed_shapes:
+            rows = self._order[i]
+            self.rows.copy_(rows[torch.argsort(self.frames["task_idx"][rows], stable=True)])
+            return
+        self._positions, self._current = self._parts[i]
+        self.share.fill_(len(self._positions) / self._order.shape[1])
+        if not len(self._positions):  # one frame that counts for nothing
+            self._current = self.frames[:1]
 
     def current(self) -> TensorDictBase:
-        """This rank's frames of the next minibatch, [n]."""
+        """This rank's frames of the current minibatch, [n]."""
         assert self.frames is not None
-        return self.frames[self.rows]
+        return self.frames[self.rows] if self._current is None else self._current
 
     def current_of_all_ranks(self) -> dict[str, Tensor]:
-        """The frames of all ranks in the next minibatch."""
+        """The frames of all ranks in the current minibatch."""
         positions = self._positions
         count = int(self._ranks.total(torch.tensor(len(positions), device=positions.device)))
         own, minibatch = self.current(), {}

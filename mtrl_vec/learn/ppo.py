@@ -201,8 +201,9 @@ class PPO:
         self.minibatches.take(data.select(*LEARNING_KEYS).reshape(-1))
         steps: list[Tensor] = []
         for epoch in range(cfg.num_epochs):
-            for i, chosen in enumerate(self.minibatches.epoch()):
-                self.minibatches.choose(chosen)
+            self.minibatches.shuffle()
+            for i in range(cfg.num_minibatches):
+                self.minibatches.choose(i)
                 if cfg.gradient_method == "pcgrad":
                     self.random.copy_(torch.rand(self.random.shape, device=self.device, generator=self.generator))
                 last = epoch + 1 == cfg.num_epochs and i + 1 == cfg.num_minibatches
