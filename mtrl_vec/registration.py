@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import gymnasium
 
 SETS = ("MT3", "MT10", "MT50")
@@ -19,4 +21,14 @@ def register_envs() -> None:
 
 
 def _register(name: str, kwargs: dict[str, object]) -> None:
-    gymnasium.register(f"mtrl_vec/{name}", vector_entry_point=ENTRY_POINT, kwargs=kwargs, disable_env_checker=True)
+    gymnasium.register(
+        f"mtrl_vec/{name}",
+        entry_point=_no_single_environment,
+        vector_entry_point=ENTRY_POINT,
+        kwargs=kwargs,
+        disable_env_checker=True,
+    )
+
+
+def _no_single_environment(**_: object) -> NoReturn:
+    raise gymnasium.error.Error("mtrl_vec has vector environments only: use gymnasium.make_vec, also for num_envs=1")

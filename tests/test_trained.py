@@ -13,10 +13,14 @@ import torch
 
 import mtrl_vec
 from helpers import make_policy, tiny_config
+from mtrl_vec.commands.arguments import EvalCommand
+from mtrl_vec.commands.evaluate import evaluate_checkpoints
 from mtrl_vec.errors import InputError
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import save_checkpoint
 from mtrl_vec.policy.trained import choose_tasks
+from mtrl_vec.tasks.suite import UnknownTask
+from mtrl_vec.train import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,25 @@ def test_a_task_that_it_was_not_trained_on(tmp_path) -> None:
         load_policy(tmp_path / "one.pt")(np.zeros(39), "reach-v3")
     with pytest.raises(InputError, match="task is 'MT3': name one of reach-v3, push-v3, pick-place-v3"):
         load_policy("pretrained")(np.zeros(39), "MT3")
+
+
+def test_a_task_that_is_not_registered_in_this_program(tmp_path) -> None:
+    config = tiny_config(tasks=("push",))
+    settings = config.to_dict()
+    settings["environment"]["tasks"] = ["touch-ball"]
+    content = {"config": settings, "policy": make_policy(config).state_dict(), "frames": 5, "rollouts": {}}
+    save_checkpoint(tmp_path / "checkpoint-000000005.pt", content)
+    message = f"^{tmp_path}.* was trained on 'touch-ball', which is not one of Meta-World's tasks: register it before"
+    file = tmp_path / "checkpoint-000000005.pt"
+    for load in (
+        lambda: load_policy(file),
+        lambda: evaluate_checkpoints(EvalCommand((file,), quiet=True)),
+        lambda: Trainer(tiny_config(tasks=("push",), init_from=file, run_dir=tmp_path / "new")),
+        lambda: Trainer.resume(tmp_path),
+    ):
+        with pytest.raises(UnknownTask, match=message):
+            load()
+    assert not (tmp_path / "new").exists()
 
 
 def test_tasks_of_a_policy_are_chosen_by_any_name() -> None:

@@ -193,6 +193,14 @@ def test_any_tasks_have_a_name() -> None:
     assert {f"mtrl_vec/{name}-v0" for name in ("MT1", "MT3", "MT10", "MT50")} <= gymnasium.registry.keys()
 
 
+@pytest.mark.parametrize(
+    "make", [gymnasium.make, lambda name: gymnasium.make_vec(name, num_envs=2, vectorization_mode="sync")]
+)
+def test_single_environments_point_to_make_vec(make) -> None:
+    with pytest.raises(gymnasium.error.Error, match="has vector environments only: use gymnasium"):
+        make("mtrl_vec/MT10-v0")
+
+
 def test_names_are_there_without_anything_heavy() -> None:
     program = "import sys, mtrl_vec, gymnasium; print('mtrl_vec/MT10-v0' in gymnasium.registry, 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

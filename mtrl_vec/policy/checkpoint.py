@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.files import write_atomically
 from mtrl_vec.policy.hub import PREFIX, download, is_on_hub
 from mtrl_vec.policy.migrations import VERSION, migrate
+from mtrl_vec.tasks.suite import UnknownTask
 
 FORMAT = "mtrl_vec checkpoint"
 BEST_NAME = "best.pt"
@@ -103,6 +105,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return migrate(content)
     except Exception as error:
         raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
+
+
+def saved_config(content: Mapping[str, Any], file: Path) -> TrainConfig:
+    """The settings in the content of a checkpoint.
+
+    Args:
+        content: see `load_checkpoint`.
+        file: where it is from.
+
+    Raises:
+        UnknownTask: it was trained on a task that is not registered in this program.
+        KeyError, TypeError, InputError: it has other settings than those of this version.
+    """
+    try:
+        return TrainConfig.from_dict(content["config"])
+    except UnknownTask as error:
+        raise UnknownTask(
+            error.name,
+            f"{file} was trained on {error.name!r}, which is not one of Meta-World's tasks: register it before loading "
+            "the policy, in a program of your own (commands know Meta-World's tasks only)",
+        ) from error
 
 
 def _with_version(content: Any) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
-from mtrl_vec.policy.checkpoint import CRITIC, find_checkpoint, load_checkpoint
+from mtrl_vec.policy.checkpoint import CRITIC, find_checkpoint, load_checkpoint, saved_config
 from mtrl_vec.policy.network import SharedPolicy
 from mtrl_vec.tasks.layout import OBSERVATION_SIZE
 from mtrl_vec.tasks.suite import UnknownTask, registered_names
@@ -112,19 +112,20 @@ def load_policy(path: Path | str) -> TrainedPolicy:
             for one on the Hugging Face Hub.
 
     Raises:
-        InputError: see `mtrl_vec.policy.checkpoint.load_checkpoint`; also a checkpoint that does not fit this version.
+        InputError: see `mtrl_vec.policy.checkpoint.load_checkpoint`; also a checkpoint that does not fit this version,
+            or whose tasks include one of your own that is not registered in this program.
     """
     file = find_checkpoint(Path(path))
     content = load_checkpoint(file)
     try:
-        config = TrainConfig.from_dict(content["config"])
+        config = saved_config(content, file)
         policy = SharedPolicy.for_tasks(config.policy, config.tasks)
         missing = policy.load_state_dict(content["policy"], strict=False)
         if missing.unexpected_keys or not all(name.startswith(CRITIC) for name in missing.missing_keys):
             policy.load_state_dict(content["policy"])  # which says what is wrong
         frames = int(content["frames"])
     except UnknownTask:
-        raise  # one of your own, not registered in this program
+        raise
     except Exception as error:
         raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
     return TrainedPolicy(policy.eval().requires_grad_(False), config, frames, file)

@@ -45,7 +45,15 @@ _NAME = re.compile(r"(?P<task>[a-z0-9-]+?)(-v(?P<version>\d+))?(-goal-observable
 
 
 class UnknownTask(InputError):
-    """No task or set of this name."""
+    """No task or set of this name.
+
+    Attributes:
+        name: that was given.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def register_task(task: Task) -> None:
@@ -94,7 +102,7 @@ def _look_up(name: str) -> Sequence[Task]:
         return [_KNOWN[name]]
     task = _find(name)
     if task is None:
-        raise UnknownTask(f"unknown task {name!r}{_suggestion(name)}")
+        raise UnknownTask(name, f"unknown task {name!r}{_suggestion(name)}")
     version = re.search(r"-v(\d+)", name)
     if version is not None and version[1] != "3":
         tell(f"note: {name} is run as {task.name}")

@@ -19,7 +19,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.files import temporary_path, write_atomically
 from mtrl_vec.machine import versions
-from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, is_readable
+from mtrl_vec.policy.checkpoint import BEST_NAME, checkpoint_name, checkpoints, is_readable, saved_config
 from mtrl_vec.tasks.suite import UnknownTask
 from mtrl_vec.torchrun import launch_id
 from mtrl_vec.train.log import EVENTS_NAME, METRICS_NAME, WANDB_ID_NAME
@@ -134,9 +134,9 @@ def resumed_config(run_dir: Path, checkpoint: Mapping[str, Any]) -> TrainConfig:
     if "rollouts" not in checkpoint:
         raise InputError(f"{run_dir} holds a policy, but not the state of a run: it cannot be resumed")
     try:
-        return TrainConfig.from_dict(checkpoint["config"]).replace(run_dir=run_dir, overwrite=False)
+        return saved_config(checkpoint, run_dir).replace(run_dir=run_dir, overwrite=False)
     except UnknownTask:
-        raise  # one of your own, not registered in this program
+        raise
     except (KeyError, TypeError, InputError) as error:
         reason = first_line(error)
         raise InputError(f"the run in {run_dir} is from another version ({reason}): start a new one") from error

@@ -16,7 +16,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.errors import InputError, first_line
 from mtrl_vec.learn.reward_scale import RewardScale
 from mtrl_vec.policy import SharedPolicy
-from mtrl_vec.policy.checkpoint import CRITIC, checkpoints, find_checkpoint, load_checkpoint
+from mtrl_vec.policy.checkpoint import CRITIC, checkpoints, find_checkpoint, load_checkpoint, saved_config
 from mtrl_vec.policy.migrations import STATISTICS
 from mtrl_vec.tasks.layout import layout_of
 from mtrl_vec.tasks.suite import UnknownTask, resolve_tasks
@@ -85,9 +85,9 @@ class WarmStart:
         assert config.init_from is not None
         file, content = _load(config.init_from)
         try:
-            source = TrainConfig.from_dict(content["config"])
+            source = saved_config(content, file)
         except UnknownTask:
-            raise  # one of your own, not registered in this program
+            raise
         except (KeyError, TypeError, InputError) as error:
             raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
         pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
