@@ -159,6 +159,10 @@ class Watch(TorchDispatchMode):
             indices = [t for t in tree_leaves(args[1]) if isinstance(t, torch.Tensor)]
             if any(t.dtype is torch.bool for t in indices):
                 self.note("a boolean index waits for the device")
+        if name in ("index_add", "index_add_", "scatter_add", "scatter_add_") and "cuda" in devices:
+            index = given[1]
+            if len(index) > len(given[0]):  # else a permutation: nothing is added up
+                self.note(f"{name} adds up with atomic operations")
         if name == "_pin_memory":  # no fake kernel
             return torch.empty_like(args[0])
         if name == "_fused_adam_":  # likewise

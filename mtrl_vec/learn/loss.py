@@ -14,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.learn.device import autocast
 from mtrl_vec.policy import SharedPolicy
+from mtrl_vec.policy.routing import rows_of
 
 LEARNING_KEYS = (
     "observation",
@@ -87,6 +88,7 @@ class MinibatchLoss:
         }
         if self._config.learner.entropy_coeff > 0:
             # Of normal distributions, up to a constant: the sum of the logarithms of the standard deviations.
-            log_std = self._policy.actor_heads[0].module.std().log().sum(-1).index_select(0, batch["task_idx"])
-            total = total - self._config.learner.entropy_coeff * (weight * log_std).mean()
+            log_std = self._policy.actor_heads[0].module.std().log().sum(-1, keepdim=True)
+            entropy = rows_of(log_std, batch["task_idx"]).squeeze(-1)
+            total = total - self._config.learner.entropy_coeff * (weight * entropy).mean()
         return total, metrics

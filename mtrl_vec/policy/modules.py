@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtrl_vec.config import PolicyConfig
 from mtrl_vec.policy.features import InputFeatures
-from mtrl_vec.policy.routing import TaskHeads, gathered_linear, own_row, split_linear
+from mtrl_vec.policy.routing import TaskHeads, gathered_linear, rows_of, split_linear
 from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.tasks.layout import ObservationLayout
 
@@ -82,9 +82,11 @@ class Torso(nn.Module):
             linear, x, task_idx = split_linear, x.index_select(0, order), task_idx.index_select(0, order)
         else:
             linear, rows = gathered_linear, task_idx  # type: ignore[assignment]
+            more = (0, -x.shape[-1] % 8)  # see `AlignedLinear`
+            x, weight1 = nn.functional.pad(x, more), nn.functional.pad(weight1, more)
         x = linear(x, weight1.transpose(1, 2), bias1, rows)  # type: ignore[arg-type]
         x = nn.functional.layer_norm(x, x.shape[-1:])
-        x = nn.functional.silu(x * gain.index_select(0, task_idx) + offset.index_select(0, task_idx))
+        x = nn.functional.silu(x * rows_of(gain, task_idx) + rows_of(offset, task_idx))
         x = nn.functional.silu(linear(x, weight2.transpose(1, 2), bias2, rows))  # type: ignore[arg-type]
         x = x if linear is gathered_linear else x.index_select(0, torch.argsort(order))
         return self._beside(x, own)
@@ -137,8 +139,7 @@ class ActorHeads(nn.Module):
         loc = self.heads(hidden.flatten(0, -2), rows)
         if self.bounded_mean:
             loc = loc.tanh()
-        on_cpu = rows.device.type == "cpu" and not torch.compiler.is_compiling()
-        scale = self.std().index_select(0, rows) if on_cpu else own_row(self.std()[None], rows)
+        scale = rows_of(self.std(), rows)
         shape = (*task_idx.shape, loc.shape[-1])
         return loc.view(shape), scale.view(shape)
 

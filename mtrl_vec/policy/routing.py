@@ -74,8 +74,8 @@ class TaskHeads(nn.Module):
         ends = torch.searchsorted(sorted_idx, tasks, right=True).int()
         rows, weight = features.index_select(0, order).bfloat16(), self.weight1.bfloat16()
         product = nn.functional.grouped_mm(rows, weight, offs=ends)
-        # Rounded after it is gathered: its gradient is then added up in fp32.
-        hidden = nn.functional.silu(product + self.bias1.index_select(0, sorted_idx).bfloat16())
+        # The bias is rounded after it is gathered: its gradient is then added up in fp32.
+        hidden = nn.functional.silu(product + rows_of(self.bias1, sorted_idx).bfloat16())
         return self._output(hidden, gathered_linear, sorted_idx).index_select(0, torch.argsort(order))
 
     def _output(self, hidden: Tensor, linear: Callable[..., Tensor], rows: Tensor | list[int]) -> Tensor:
@@ -136,10 +136,23 @@ def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor, task_idx: Tensor) -
 
 
 def own_row(rows: Tensor, task_idx: Tensor) -> Tensor:
-    """``rows[b, task_idx[b]]`` for every ``b``, [B, K, out] or [1, K, out], [B] -> [B, out].
+    """``rows[b, task_idx[b]]`` for every ``b``, [B, K, out], [B] -> [B, out].
 
-    A sum over a mask, whose gradient is a sum as well. That of a gather would add to each place of ``rows`` with atomic
-    operations on a GPU: slow where few places get many rows, and in another order each time.
+    A sum over a mask, whose gradient is a mask as well. That of a gather would be added up with atomic operations on a
+    GPU, in another order each time.
     """
     own = torch.arange(rows.shape[1], device=rows.device) == task_idx[:, None]
     return torch.where(own[..., None], rows, 0.0).sum(1)
+
+
+def rows_of(table: Tensor, task_idx: Tensor) -> Tensor:
+    """``table[task_idx]``, [K, out], [B] -> [B, out], float32 also under autocast.
+
+    On a GPU as a product with one-hots, whose gradient is a product, too. That of an index would be added up with
+    atomic operations: slow where few places get many rows, and in another order each time.
+    """
+    if table.device.type == "cpu" and not torch.compiler.is_compiling():
+        return table.index_select(0, task_idx)
+    one_hot = task_idx[:, None] == torch.arange(len(table), device=table.device)
+    with torch.autocast(table.device.type, enabled=False):
+        return one_hot.to(table.dtype) @ table
