@@ -2,7 +2,8 @@
 
 Needs nothing but Python's standard library itself, so that it also starts on a bare machine without a network, where
 packages come as a folder of wheels. Every step is a process of its own with a time limit. One that fails or takes too
-long does not stop the others, and what was there already is not lost: a table of all steps is printed at the end.
+long does not stop the others, and what was there already is not lost: a table of all steps is printed at the end. A
+plan ends in its time: the last steps get what is left of it, or are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ("-m", "mtrl_vec", "train", "--quiet", "--overwrite")
 PROFILE = ("-m", "mtrl_vec", "profile", "--overwrite", "--preset", "gpu")
 EAGER = ("--compile", "off", "--cuda-graphs")
+SPARE = 20
+"""Seconds of a plan for packing the results."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "On a bare machine: python3 benchmarks/gpu.py --wheels FOLDER --minutes 10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=int, choices=PLANS, default=10, help="which plan (default: 10)")
+    parser.add_argument(
+        "--minutes", type=int, choices=PLANS, default=10, help="which plan, and how long it may take (default: 10)"
+    )
     parser.add_argument("--steps", nargs="+", metavar="NAME", help="run these steps instead of a plan")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the results (default: runs/gpu)")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="unpack wheels from here and use them")
@@ -158,9 +164,12 @@ def unpack(wheels: Path, folder: Path) -> None:
             archive.extractall(folder)
 
 
-def run(name: str, out: Path, environment: dict[str, str]) -> tuple[str, float, str]:
+def run(name: str, out: Path, environment: dict[str, str], seconds_left: float) -> tuple[str, float, str]:
     """Run a step: its outcome, seconds, and the last line that it printed."""
     step, log = STEPS[name], out / f"{name}.log"
+    limit = int(min(step.limit, seconds_left))
+    if limit < 1:
+        return "left out: no time left", 0.0, ""
     if step.needs and importlib.util.find_spec(step.needs) is None and not (out / "site" / step.needs).exists():
         return f"left out: no {step.needs}", 0.0, ""
     command = [sys.executable, *(part.replace("{out}", str(out)) for part in step.command)]
@@ -170,9 +179,9 @@ def run(name: str, out: Path, environment: dict[str, str]) -> tuple[str, float, 
             command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            outcome = f"exit {code}" if (code := process.wait(step.limit)) else "done"
+            outcome = f"exit {code}" if (code := process.wait(limit)) else "done"
         except subprocess.TimeoutExpired:
-            outcome = f"over {step.limit} s"
+            outcome = f"over {limit} s"
             stop(process)
         except KeyboardInterrupt:
             stop(process)
@@ -201,10 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths.insert(1, str(out / "site"))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     results = {}
+    end = math.inf if chosen.steps else time.monotonic() + 60 * chosen.minutes - SPARE
     try:
         for name in chosen.steps or PLANS[chosen.minutes]:
             print(f"{name}: {STEPS[name].shows}", flush=True)
-            results[name] = run(name, out, environment)
+            results[name] = run(name, out, environment, end - time.monotonic())
             if results[name][0] != "done" and (log := out / f"{name}.log").exists():
                 print("\n".join(log.read_text(errors="replace").splitlines()[-25:]), flush=True)
     except KeyboardInterrupt:

@@ -183,7 +183,7 @@ class Watch(TorchDispatchMode):
             self.note(f"{name} mixes devices")
         if any(t.device.type == "cuda" and t.dtype is torch.float64 for t in made):
             self.note(f"{name} makes float64")
-        if Graphs.capturing and any(t.device.type == "cpu" for t in [*made, *given] if t.dim()):
+        if Graphs.capturing and any(t.device.type == "cpu" for t in [*made, *given]):  # a number would be frozen
             self.note(f"{name} on the CPU in a graph")
         self.on_device += "cuda" in devices
         return out
@@ -266,6 +266,7 @@ def waits(total: torch.Tensor, metrics: object) -> tuple[torch.Tensor, object]:
 FAULTS = {
     "waits": waits,
     "copies": lambda total, metrics: (total + torch.ones(3).to("cuda").sum(), metrics),
+    "numbers": lambda total, metrics: (total * torch.tensor(0.5), metrics),
     "float64": lambda total, metrics: (total + torch.zeros((), dtype=torch.float64, device="cuda"), metrics),
 }
 

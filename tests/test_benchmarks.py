@@ -81,6 +81,11 @@ def test_steps_for_a_gpu_fail_alone_and_end_in_time(tmp_path, monkeypatch, capsy
     with tarfile.open(out / "results.tar.gz") as archive:
         assert sorted(archive.getnames()) == ["broken.log", "endless.log", "fine.log", "steps.json"]
     assert gpu.main(["--steps", "fine", "--out", str(out), "--wheels", wheels]) == 0
+    monkeypatch.setattr(gpu, "PLANS", {1: ("endless", "fine")})
+    monkeypatch.setattr(gpu, "SPARE", 58)
+    assert gpu.main(["--minutes", "1", "--out", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "| endless | over 1 s |" in printed and "| fine | left out: no time left |" in printed
     with pytest.raises(SystemExit):
         gpu.main(["--steps", "fien"])
     assert "there is no step 'fien'" in capsys.readouterr().err

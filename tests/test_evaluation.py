@@ -29,7 +29,7 @@ from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks import official, suite
 from mtrl_vec.tasks.suite import fixed_vectors, resolve_tasks
 from mtrl_vec.timing import Timer
-from mtrl_vec.train.evaluation import simulated_successes
+from mtrl_vec.train.evaluation import Evaluation, simulated_successes
 from processes import at_ctrl_c, descendants, still_running, workers_of
 
 
@@ -317,3 +317,14 @@ def test_bad_evaluations_are_one_line(arguments, message, capsys) -> None:
     assert main(["eval", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_evaluations_while_training_compile_nothing(tmp_path, monkeypatch) -> None:
+    """They have other numbers of rows than training, for which everything would be compiled again."""
+    settings = []
+    monkeypatch.setattr(
+        "mtrl_vec.train.evaluation.ActingPolicy", lambda policy, config, *_, **__: settings.append(config)
+    )
+    config = tiny_config(compile="on")
+    Evaluation(config, tmp_path, make_policy(config), recovery=None)
+    assert [config.runtime.compile for config in settings] == ["off"]

@@ -34,6 +34,7 @@ CONFIGS: list[dict[str, object]] = [
 FAULTS = {
     "waits": "_local_scalar_dense waits for the device",
     "copies": "a copy from cpu to cuda that waits",
+    "numbers": "mul on the CPU in a graph",
     "float64": "makes float64",
 }
 

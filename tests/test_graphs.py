@@ -16,14 +16,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import mtrl_vec.learn.acting
 import mtrl_vec.policy.modules
 import mtrl_vec.policy.routing
-from helpers import make_policy, make_rollout, tiny_config
+from helpers import make_batch, make_policy, make_rollout, tiny_config
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.learn.device import DeviceCopy
 from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.policy.routing import TaskHeads
 from mtrl_vec.ranks import ALONE, Ranks
+from mtrl_vec.timing import Timer
 
 RESHAPING = ("squeeze_", "unsqueeze_", "t_", "transpose_", "detach_")  # nothing that a device would do
 
@@ -125,7 +128,11 @@ def made(config: TrainConfig, learners: list[PPO], ranks: Ranks = ALONE, graphs:
     torch.manual_seed(0)
     policy = make_policy(config)
     rollouts = [make_rollout(policy, config.num_envs // ranks.size, config.learner.num_steps) for _ in range(4)]
-    ppo = PPO(config.replace(cuda_graphs=graphs), policy, ranks=ranks)
+    behaviour = None
+    if config.learner.overlap:  # collected by another policy, which is asked for log-probabilities afterwards
+        behaviour = make_policy(config)
+        rollouts = [rollout.exclude("action_log_prob") for rollout in rollouts]
+    ppo = PPO(config.replace(cuda_graphs=graphs), policy, behaviour=behaviour, ranks=ranks)
     ppo.to_device = UnpinnedCopy(ppo.device)
     ppo._prepare(on_gpu=True)
     learners.append(ppo)
@@ -153,6 +160,7 @@ def assert_equal(ours: dict[str, float], theirs: dict[str, float]) -> None:
         {"gradient_method": "pcgrad"},
         {"gradient_method": "cagrad"},
         {"precision": "bf16"},
+        {"overlap": True},
     ],
     ids=str,
 )
@@ -246,7 +254,37 @@ def test_waiting_for_the_device_is_noticed(learners) -> None:
             ppo.learn(rollout, 0.1)
 
 
-def test_nothing_is_compiled_twice(monkeypatch) -> None:
+@pytest.mark.parametrize("replaced", [None, "inputs", "noise"])
+def test_graphed_actions_equal_eager_ones_unless_their_memory_is_replaced(replaced, learners, monkeypatch) -> None:
+    class Unpinned:
+        def __getattr__(self, name: str) -> object:
+            return getattr(torch, name)
+
+        def empty(self, *size, pin_memory=False, **options) -> torch.Tensor:
+            return torch.zeros(*size, **options)
+
+    ppo, _ = made(tiny_config(), learners)
+    monkeypatch.setattr(mtrl_vec.learn.acting, "torch", Unpinned())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"synchronize": lambda self: None})())
+    graphed, eager = (ActingPolicy(ppo.policy, ppo.config, Timer()) for _ in range(2))  # with the same noise
+    graphed._graphs = True
+    equal = []
+    for i in range(6):  # two of them before the capture
+        state = make_batch(ppo.policy, 12)
+        ours, theirs = (acting._act_on_gpu(state["observation"], state["task_one_hot"]) for acting in (graphed, eager))
+        equal.append(torch.equal(ours, theirs))
+        with torch.no_grad():
+            for parameter in ppo.policy.parameters():
+                parameter.mul_(1.1)
+        if i == 3 and replaced:
+            setattr(graphed._in_place, replaced, getattr(graphed._in_place, replaced).clone())
+    assert graphed._on_buffers.graph is not None
+    assert equal == [True] * 4 + [replaced is None] * 2
+
+
+@pytest.mark.parametrize("keys_are_set", [True, False])
+def test_nothing_is_compiled_twice(keys_are_set, monkeypatch) -> None:
+    """Advantages and loss. Planted: keys that GAE sets in its first call, for which the second one compiles again."""
     compiled, compile = [], torch.compile
 
     def note(graph, inputs):
@@ -258,7 +296,9 @@ def test_nothing_is_compiled_twice(monkeypatch) -> None:
     config = tiny_config(compile="on")
     policy = make_policy(config)
     ppo = PPO(config, policy)
+    if not keys_are_set:
+        ppo.advantages._orig_mod.gae._tensor_keys = None
     for _ in range(3):
         ppo.learn(make_rollout(policy, config.num_envs, config.learner.num_steps), 0.1)
     torch._dynamo.reset()
-    assert len(compiled) == 2  # advantages and loss
+    assert len(compiled) == (2 if keys_are_set else 3)
