@@ -155,7 +155,7 @@ class Sim(Contender):
 
 
 class ParallelSim(TorchRL):
-    """This package's vectorised environment, as in training."""
+    """This package's environment through TorchRL's interface. Training collects with less work in the parent."""
 
     def __init__(self, tasks: Sequence[Task], num_workers: int, envs_per_worker: int) -> None:
         names = names_of(tasks)

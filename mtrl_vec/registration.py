@@ -1,4 +1,4 @@
-"""Names for ``gymnasium.make_vec``. Gymnasium imports this whenever it is imported itself: it has to be light."""
+"""Names for ``gymnasium.make_vec``, registered by ``import mtrl_vec``: this has to be light."""
 
 from __future__ import annotations
 

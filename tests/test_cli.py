@@ -296,6 +296,15 @@ def test_every_command_explains_itself_with_an_example(command, capsys) -> None:
     assert f"Example: python -m mtrl_vec {command}" in out
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_flags(shell, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--tyro-print-completion", shell])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("train", "doctor", "total-frames", "cagrad"))
+
+
 def test_debug_shows_where_an_error_comes_from(capsys, tmp_path) -> None:
     assert main(["eval", str(tmp_path / "missing"), "--debug"]) == 2
     err = capsys.readouterr().err

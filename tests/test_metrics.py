@@ -89,7 +89,7 @@ def test_memory_of_this_and_other_processes() -> None:
 def test_wandb_that_is_not_installed_is_one_line(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["train", "--wandb", "--run-dir", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err == "error: wandb is on, but not installed: pip install wandb, or leave --wandb out\n"
+    assert capsys.readouterr().err == "error: --wandb needs wandb: pip install 'mtrl_vec[wandb]'\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -178,6 +178,24 @@ def test_links_exist() -> None:
             assert (document.parent / target).exists(), (document.name, target)
 
 
+def anchors(page: str) -> set[str]:
+    """Of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_sections_that_links_point_to_exist() -> None:
+    checked = 0
+    for document, text in DOCUMENTS.items():
+        for target, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", text):
+            page = document.parent / target if target else document
+            page = page / "README.md" if page.is_dir() else page
+            if page.name != "api.md":  # whose sections `make docs` makes, and checks
+                assert anchor in anchors(page.read_text()), (document.name, target, anchor)
+                checked += 1
+    assert checked >= 10
+
+
 def test_every_path_that_is_named_exists_and_every_wing_and_root_module_is_named() -> None:
     """Modules as ``mtrl_vec/<module>.py`` or ``mtrl_vec/<wing>/<module>.py``, wings as ``mtrl_vec/<wing>/``."""
     package = ROOT / "mtrl_vec"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from multiprocessing.connection import Connection
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -207,18 +209,41 @@ def test_names_are_there_without_anything_heavy() -> None:
     assert found.split() == ["True", "False"] and mtrl_vec.__version__
 
 
-def test_a_seed_begins_anew_with_random_phases_too() -> None:
-    env = make(5, max_episode_steps=6, random_phase=True)
+def test_a_name_can_say_what_to_import() -> None:
+    program = "import gymnasium; gymnasium.make('mtrl_vec:mtrl_vec/MT10-v0')"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "mtrl_vec has vector environments only" in found.stderr.splitlines()[-1]
+
+
+class OneEnvironment(gymnasium.Env):
+    """A vector environment of one as a single environment, for Gymnasium's checks."""
+
+    def __init__(self) -> None:
+        self._envs = make(1, max_episode_steps=20)
+        self.observation_space = self._envs.single_observation_space
+        self.action_space = self._envs.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        observation, infos = self._envs.reset(seed=seed, options=options)
+        return observation[0], {name: value[0] for name, value in infos.items()}
+
+    def step(self, action):
+        observation, reward, terminated, truncated, infos = self._envs.step(action[None])
+        last = infos.get("final_obs", observation)[0]
+        return last, float(reward[0]), bool(terminated[0]), bool(truncated[0]), {"success": infos["success"][0]}
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+def test_gymnasiums_own_checks_find_nothing() -> None:
+    env = OneEnvironment()
     try:
-        runs = []
-        for _ in range(2):
-            env.reset(seed=4)
-            steps = [env.step(np.zeros((5, 4), np.float32)) for _ in range(8)]
-            runs.append([(observation.copy(), truncated.copy()) for observation, _, _, truncated, _ in steps])
-        for (observation, truncated), (again, truncated_again) in zip(*runs, strict=True):
-            np.testing.assert_array_equal(observation, again)
-            np.testing.assert_array_equal(truncated, truncated_again)
-        ends = np.array([truncated for _, truncated in runs[0]])
-        assert len({row.tobytes() for row in ends if row.any()}) > 1  # not all at once
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            check_env(env, skip_render_check=True)
     finally:
         env.close()
+    messages = [str(warning.message) for warning in found]
+    assert all("Box observation space m" in message and "infinity" in message for message in messages), messages

@@ -21,11 +21,12 @@ class Minibatches:
     ranks. With ``fixed_shapes``, which CUDA graphs need, every rank puts its own frames into the same order: each
     minibatch then has equally many frames of every rank, and frames and rows stay in the same memory.
 
-    Frames of a minibatch are in the order of their tasks: heads then need not bring those of a task together.
+    Within a minibatch frames are sorted by task, so that heads do not have to sort them.
 
     Args:
         config: of the run.
-        generator: of the orders, on the device of the frames; in the same state on all ranks.
+        generator: of random numbers for the orders, on the device of the frames. Its state has to be the same on all
+            ranks.
         ranks: which learn together.
         fixed_shapes: see above.
 

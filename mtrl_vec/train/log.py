@@ -30,7 +30,7 @@ WANDB_ID_NAME = "wandb.id"
 def require_wandb() -> None:
     """Raises InputError where Weights & Biases is not installed."""
     if importlib.util.find_spec("wandb") is None:
-        raise InputError("wandb is on, but not installed: pip install wandb, or leave --wandb out")
+        raise InputError("--wandb needs wandb: pip install 'mtrl_vec[wandb]'")
 
 
 class RunLog:
