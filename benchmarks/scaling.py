@@ -34,6 +34,7 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import make_env
 from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.learn.exploration import exploration
 from mtrl_vec.learn.ppo import PPO
 from mtrl_vec.machine import available_cores
 from mtrl_vec.timing import Timer
@@ -102,7 +103,9 @@ def measure_parts(args: Args, config: TrainConfig) -> Parts:
     pool = make_env(tasks, num_workers=workers, num_envs=config.num_envs, max_episode_steps=config.max_episode_steps)
     pool.timer = timer = Timer()
     acting = ActingPolicy(make_policy(config, CPU), config, timer)
-    acting.noise.set_correlation(np.full(config.num_tasks, config.learner.noise_correlation))
+    nothing = np.zeros(config.num_tasks)
+    explores = exploration(nothing, nothing.astype(int), config.exploration_delay, unknown=nothing)
+    acting.noise.set_correlation(config.learner.noise_correlation * explores)
     try:
         pool.reset()
         pool.collect(acting, steps)  # which shares memory with the workers

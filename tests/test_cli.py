@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -380,6 +381,22 @@ def test_what_was_perhaps_meant(arguments, suggested, capsys) -> None:
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert err.endswith(f"{suggested}\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_openmp_threads_soon_sleep_unless_told_otherwise(given, spins) -> None:
+    """Torch's OpenMP library looks at the environment once, when torch is imported."""
+    program = """
+import os, sys
+from mtrl_vec.commands.cli import main
+print("torch" in sys.modules, main(["fly"]), os.environ.get("GOMP_SPINCOUNT"))
+"""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=inherited | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "2", spins]
 
 
 def test_the_doctor_says_what_is_here(tmp_path, capsys, monkeypatch) -> None:

@@ -17,6 +17,9 @@ from mtrl_vec.processes import num_ranks
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+SPINS = "10000"
+"""How often an OpenMP thread of GNU's library looks for work before it sleeps: 300,000 times by default. Beside other
+busy processes it would take their cores, and updates several times as long; passive waiting is slow on idle cores."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -55,6 +58,8 @@ _FUNCTIONS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 1 for a failed run, 2 for bad input, 130 after Ctrl-C or SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported
     debug, arguments = "--debug" in arguments, [argument for argument in arguments if argument != "--debug"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send counts as Ctrl-C
     try:
