@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 RANKS ?= 1
 SERVE ?=
+# With which the wheel is tried: make dist TRY="python3.11 python3.12 python3.13"
+TRY ?= $(PYTHON)
 # A test per core at a time, each on one core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadgroup
 # The newest run, unless told otherwise: make eval CHECKPOINT=runs/my-run, or "runs/a runs/b" for several (no spaces in names)
@@ -54,11 +56,11 @@ bench: $(VENV)/.bench  ## steps per second of this and of the alternatives
 docs: $(VENV)/.docs  ## build the documentation site in build/site; SERVE=1: serve it locally, rebuilt on changes
 	$(if $(SERVE),$(BIN)/mkdocs serve,$(BIN)/mkdocs build --quiet)
 
-dist: $(VENV)/.release  ## build wheel and source archive in dist/, check them, and try the wheel in an empty environment
+dist: $(VENV)/.release  ## build wheel and source archive in dist/, check them, and try the wheel in empty environments
 	rm -rf build dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
-	.ci/try-wheel $(PYTHON)
+	.ci/try-wheel $(TRY)
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
