@@ -21,7 +21,7 @@ from mtrl_vec.sim import SimBatch
 from mtrl_vec.sim.rotation import quaternions
 from mtrl_vec.tasks.catalog.common import at_drawn
 from mtrl_vec.tasks.draw import Draw, benchmark_vectors
-from mtrl_vec.tasks.suite import MT3, MT10, MT50, fixed_vectors, register_task, resolve_tasks
+from mtrl_vec.tasks.suite import MT3, MT10, MT50, UnknownTask, fixed_vectors, register_task, resolve_tasks
 from mtrl_vec.tasks.task import Orientation, Position, Task
 from mtrl_vec.tasks.terms import band_tolerance, gaussian_tolerance, hamacher, rectangular_prism, tolerance
 
@@ -166,8 +166,10 @@ def test_bad_names(names: list[str], message: str) -> None:
 def test_names_of_your_own_tasks(monkeypatch) -> None:
     monkeypatch.setattr("mtrl_vec.tasks.suite._KNOWN", {task.name: task for task in MT50})
     mine = dataclasses.replace(MT3[0], name="my-reach")
-    with pytest.raises(InputError, match="unknown task 'my-reach': did you mean reach-v3"):
+    with pytest.raises(UnknownTask, match="unknown task 'my-reach': did you mean reach-v3") as error:
         resolve_tasks(["my-reach"])
+    sent = pickle.loads(pickle.dumps(error.value))  # as between ranks
+    assert sent.name == "my-reach" and str(sent) == str(error.value)
     register_task(mine)
     register_task(mine)  # as when its module is imported again
     assert resolve_tasks(["my-reach", "push"]) == (mine, MT3[1])

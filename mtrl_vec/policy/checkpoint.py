@@ -122,9 +122,9 @@ def saved_config(content: Mapping[str, Any], file: Path) -> TrainConfig:
         return TrainConfig.from_dict(content["config"])
     except UnknownTask as error:
         raise UnknownTask(
-            error.name,
             f"{file} was trained on {error.name!r}, which is not one of Meta-World's tasks: register it before loading "
             "the policy, in a program of your own (commands know Meta-World's tasks only)",
+            error.name,
         ) from error
 
 

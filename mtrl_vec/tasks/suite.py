@@ -51,7 +51,7 @@ class UnknownTask(InputError):
         name: that was given.
     """
 
-    def __init__(self, name: str, message: str) -> None:
+    def __init__(self, message: str, name: str = "") -> None:
         super().__init__(message)
         self.name = name
 
@@ -102,7 +102,7 @@ def _look_up(name: str) -> Sequence[Task]:
         return [_KNOWN[name]]
     task = _find(name)
     if task is None:
-        raise UnknownTask(name, f"unknown task {name!r}{_suggestion(name)}")
+        raise UnknownTask(f"unknown task {name!r}{_suggestion(name)}", name)
     version = re.search(r"-v(\d+)", name)
     if version is not None and version[1] != "3":
         tell(f"note: {name} is run as {task.name}")
