@@ -263,10 +263,16 @@ def waits(total: torch.Tensor, metrics: object) -> tuple[torch.Tensor, object]:
     return total, metrics
 
 
+def atomics(total: torch.Tensor, metrics: dict[str, torch.Tensor]) -> tuple[torch.Tensor, object]:
+    table = total.expand(3).clone()
+    return table.index_select(0, torch.zeros(8, dtype=torch.long, device="cuda")).mean(), metrics
+
+
 FAULTS = {
     "waits": waits,
     "copies": lambda total, metrics: (total + torch.ones(3).to("cuda").sum(), metrics),
     "numbers": lambda total, metrics: (total * torch.tensor(0.5), metrics),
+    "atomics": atomics,
     "float64": lambda total, metrics: (total + torch.zeros((), dtype=torch.float64, device="cuda"), metrics),
 }
 

@@ -86,6 +86,10 @@ def test_steps_for_a_gpu_fail_alone_and_end_in_time(tmp_path, monkeypatch, capsy
     assert gpu.main(["--minutes", "1", "--out", str(out)]) == 1
     printed = capsys.readouterr().out
     assert "| endless | over 1 s |" in printed and "| fine | left out: no time left |" in printed
+    monkeypatch.setattr(gpu, "PLANS", {1: ("fine",)})
+    monkeypatch.setattr(gpu, "SPARE", 60)
+    assert gpu.main(["--minutes", "1", "--out", str(out)]) == 1  # what was planned has not been done
+    assert "42" not in capsys.readouterr().out  # of the step's earlier log
     with pytest.raises(SystemExit):
         gpu.main(["--steps", "fien"])
     assert "there is no step 'fien'" in capsys.readouterr().err

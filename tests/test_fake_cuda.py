@@ -35,6 +35,7 @@ FAULTS = {
     "waits": "_local_scalar_dense waits for the device",
     "copies": "a copy from cpu to cuda that waits",
     "numbers": "mul on the CPU in a graph",
+    "atomics": "adds up with atomic operations",
     "float64": "makes float64",
 }
 

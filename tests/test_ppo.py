@@ -15,7 +15,9 @@ from mtrl_vec.errors import Diverged
 from mtrl_vec.learn.advantages import normalize_advantage
 from mtrl_vec.learn.learning_rate import adapt_lr, annealed
 from mtrl_vec.learn.loss import LEARNING_KEYS
+from mtrl_vec.learn.minibatches import Minibatches
 from mtrl_vec.learn.ppo import PPO
+from mtrl_vec.ranks import Ranks
 
 
 def test_gae_bootstraps_a_truncation_and_not_a_termination() -> None:
@@ -235,6 +237,36 @@ def test_minibatches_that_do_not_divide_the_frames_leave_others_out_in_each_epoc
     assert [len(set(used)) for used in epochs] == [190] * 3 and [len(left) for left in left_out] == [2] * 3
     assert len(set(left_out)) == 3
     assert metrics["skipped_updates"] == 0 and torch.isfinite(metrics["approx_kl"])
+
+
+def test_minibatches_of_three_ranks_add_up_to_those_of_one_process() -> None:
+    """Two frames in a minibatch, so that a rank often has none of them."""
+    config = tiny_config(num_envs=3, num_steps=4, num_minibatches=6)
+    frames = TensorDict({"action": torch.arange(12.0), "task_idx": torch.arange(12) % 3}, [12])
+
+    def cut(rank: int, size: int) -> Minibatches:
+        ranks = Ranks()
+        ranks.rank, ranks.size = rank, size
+        minibatches = Minibatches(config, torch.Generator().manual_seed(0), ranks, fixed_shapes=False)
+        minibatches.take(frames[ranks.part(12)])
+        minibatches.shuffle()
+        return minibatches
+
+    alone, several = cut(0, 1), [cut(rank, 3) for rank in range(3)]
+    without, seen = 0, []
+    for i in range(6):
+        alone.choose(i)
+        assert float(alone.share) == 1 and alone.current()["task_idx"].diff() >= 0
+        found = []
+        for minibatches in several:
+            minibatches.choose(i)
+            count = round(2 * float(minibatches.share))
+            without += count == 0
+            assert len(minibatches.current()) == max(count, 1)
+            found += minibatches.current()["action"][:count].tolist()
+        assert sorted(found) == sorted(alone.current()["action"].tolist())
+        seen += found
+    assert without > 6 and sorted(seen) == list(range(12))
 
 
 def test_compiled_advantages_and_losses_equal_the_eager_ones() -> None:

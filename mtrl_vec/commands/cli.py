@@ -18,8 +18,9 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 SPINS = "10000"
-"""How often an OpenMP thread of GNU's library looks for work before it sleeps: 300,000 times by default. Beside other
-busy processes it would take their cores, and updates several times as long; passive waiting is slow on idle cores."""
+"""How often an OpenMP thread of GNU's library looks for work before it sleeps, 300,000 times by default. Beside other
+busy processes spinning takes their cores, and updates take several times as long. Passive waiting is slow on idle
+cores."""
 
 
 def run(arguments: Sequence[str]) -> None:
