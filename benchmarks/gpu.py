@@ -88,6 +88,14 @@ STEPS = {
         120,
         "the same, with collecting and learning at the same time",
     ),
+    "profile-halves": Step(
+        (
+            *(*PROFILE, *EAGER, "--double-buffer"),
+            *("--run-dir", "{out}/profile-halves", "--json", "{out}/profile-halves.json"),
+        ),
+        120,
+        "the same, with one half of the simulators at a time",
+    ),
     "routing": Step(
         ("benchmarks/routing.py", "--json", "{out}/routing.json"),
         240,

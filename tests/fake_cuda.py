@@ -235,17 +235,20 @@ def problems(settings: dict[str, object], fault: str | None) -> dict[str, int]:
         if fault:
             loss = ppo.minibatch_loss
             ppo.minibatch_loss = lambda *arguments: FAULTS[fault](*loss(*arguments))
+        sizes = [5, config.num_envs - 5] if config.runtime.double_buffer else [config.num_envs]
+        policies = acting.in_turn(sizes)
         for _ in range(ITERATIONS):
             with watch:
                 for _ in range(2):
-                    action = acting(state.clone())["action"]
+                    parts = zip(policies, state.clone().split(sizes), strict=True)
+                    action = torch.cat([act(part)["action"] for act, part in parts])
                     evaluating(state.clone())
                 ppo.learn(rollout, 0.5)
                 acting.catch_up()
             assert action.device.type == "cpu" and action.shape == (config.num_envs, 4)
     found = dict(watch.problems)
     expected = {
-        "graphs captured": (Graphs.captured, 3 + (ppo.last_step is not ppo.step)),  # of two policies and the update
+        "graphs captured": (Graphs.captured, len(sizes) + 2 + (ppo.last_step is not ppo.step)),  # one for evaluations
         "waits for metrics": (READ["tolist"], ITERATIONS),
     }
     found |= {f"{name}: {got} instead of {wanted}": 1 for name, (got, wanted) in expected.items() if got != wanted}

@@ -49,6 +49,23 @@ def test_its_noise_has_a_stream_of_its_own_that_goes_on_from_a_state() -> None:
     assert_same(other.noise.state_dict(), acting.noise.state_dict())
 
 
+@pytest.mark.parametrize("sizes", [[8], [5, 3], [2, 5, 1]])
+def test_groups_that_act_in_turn_act_as_all_at_once_do(sizes) -> None:
+    torch.manual_seed(0)
+    policy = make_policy(tiny_config(init_std=0.5))
+    whole, parts = (ActingPolicy(policy, tiny_config(), Timer()) for _ in range(2))
+    for acting in (whole, parts):
+        acting.noise.set_correlation(np.array([0.0, 0.5, 0.9]))
+    policies = parts.in_turn(sizes)
+    for _ in range(3):
+        state = make_batch(policy, 8)
+        expected = whole(state.clone())
+        groups = [act(group.clone()) for act, group in zip(policies, state.split(sizes), strict=True)]
+        for name in ("action", "action_log_prob"):
+            torch.testing.assert_close(torch.cat([group[name] for group in groups]), expected[name])
+        assert_same(parts.noise.state_dict(), whole.noise.state_dict())  # to the last bit
+
+
 def test_a_lagging_one_acts_as_before_until_it_catches_up() -> None:
     torch.manual_seed(0)
     policy = make_policy(tiny_config())

@@ -164,6 +164,65 @@ def test_environments_that_neither_tasks_nor_workers_divide(workers, shape, rows
         other.close()
 
 
+def test_a_policy_acts_for_one_half_while_the_other_simulates() -> None:
+    """Each waits until the other half's step has been simulated, which would be for ever if they did not take turns."""
+    env = make_env(num_workers=3, num_envs=7)
+    sizes = env.envs_per_group(2)
+    assert sizes == [3, 4]  # one worker of three environments, two of two
+    rows, steps = [slice(0, 3), slice(3, 7)], [0, 0]
+
+    def act(half: int, td) -> object:
+        other, t = 1 - half, steps[half]
+        steps[half] += 1
+        rollout = env._rollouts[0].result()
+        if steps[other]:
+            reward = rollout["next", "reward"][rows[other], steps[other] - 1]
+            deadline = time.monotonic() + 20
+            while not reward.all():
+                assert time.monotonic() < deadline, f"half {other} does not simulate while half {half} acts"
+                time.sleep(1e-3)
+        assert torch.equal(td["observation"], rollout["observation"][rows[half], t])
+        return td.set("action", torch.rand(sizes[half], 4) - 0.5)
+
+    try:
+        env.reset()
+        rollout = env.collect([lambda td, half=half: act(half, td) for half in (0, 1)], 6)
+        assert steps == [6, 6] and rollout["next", "reward"].all()
+    finally:
+        env.close()
+
+
+def test_a_policy_that_fails_leaves_the_simulators_usable() -> None:
+    """Also while the other half has not been heard yet: its answers would pass for those of the next call."""
+    env, calls = make_env(num_workers=2, num_envs=4, random_phase=False), []
+
+    def act(td) -> object:
+        calls.append(td)
+        if len(calls) == 4:
+            raise ZeroDivisionError
+        return td.set("action", torch.zeros(2, 4))
+
+    try:
+        env.reset()
+        with pytest.raises(ZeroDivisionError):
+            env.collect([act, act], 5)
+        assert env.snapshot()["elapsed"].tolist() == [2, 2, 1, 1]
+        assert env.collect([act, act], 5)["next", "reward"].all()
+        assert env.snapshot()["elapsed"].tolist() == [7, 7, 6, 6]
+    finally:
+        env.close()
+
+
+def test_groups_take_a_worker_each() -> None:
+    env = make_env(num_workers=1, num_envs=4)
+    try:
+        env.reset()
+        with pytest.raises(InputError, match="1 simulator process cannot be divided into 2 groups"):
+            env.envs_per_group(2)
+    finally:
+        env.close()
+
+
 def test_too_little_shared_memory_is_said_in_one_line(monkeypatch) -> None:
     """What torch raises where /dev/shm is full, which cannot be had here."""
 

@@ -39,6 +39,7 @@ from runs import SETTINGS, metrics, train, whole_state
     "settings",
     [
         {"sampling": CurriculumConfig(curriculum_frames=384)},
+        {"double_buffer": True},
         pytest.param({"sampling": DifficultyConfig(difficulty_by="loss"), "overlap": True}, marks=pytest.mark.slow),
         pytest.param({"num_envs": 13, "num_steps": 16, "total_frames": 6 * 13 * 16}, marks=pytest.mark.slow),
         pytest.param(
@@ -46,7 +47,7 @@ from runs import SETTINGS, metrics, train, whole_state
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["one after the other", "overlap", "idle rows", "ten tasks"],
+    ids=["one after the other", "halves in turn", "overlap", "idle rows", "ten tasks"],
 )
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(tmp_path, settings) -> None:
     """Killed at three moments: in a rollout, right after one, and while its replacement starts."""
@@ -60,16 +61,16 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     def collect_with_losses(task_probs):
         calls.append("collect")
         if calls.count("collect") == 2:
-            act = run.acting.forward
+            act = run.acting._outputs
 
-            def act_once_more(td):
+            def act_once_more(*inputs):
                 calls.append("step")
                 if calls.count("step") == 5:
                     kill_one()
-                    run.acting.forward = act
-                return act(td)
+                    run.acting._outputs = act
+                return act(*inputs)
 
-            run.acting.forward = act_once_more
+            run.acting._outputs = act_once_more
         rollout = collect(task_probs)
         if calls.count("collect") == 5:
             kill_one()

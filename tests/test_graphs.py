@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -254,8 +257,14 @@ def test_waiting_for_the_device_is_noticed(learners) -> None:
             ppo.learn(rollout, 0.1)
 
 
-@pytest.mark.parametrize("replaced", [None, "inputs", "noise"])
-def test_graphed_actions_equal_eager_ones_unless_their_memory_is_replaced(replaced, learners, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("replaced", "sizes"), [(None, [12]), (None, [5, 7]), (None, [6, 6]), ("inputs", [12]), ("noise", [12])]
+)
+def test_graphed_actions_equal_eager_ones_unless_their_memory_is_replaced(
+    replaced, sizes, learners, monkeypatch
+) -> None:
+    """Of all environments at once, and of two groups with a graph each, or with one if they are of the same size."""
+
     class Unpinned:
         def __getattr__(self, name: str) -> object:
             return getattr(torch, name)
@@ -271,14 +280,27 @@ def test_graphed_actions_equal_eager_ones_unless_their_memory_is_replaced(replac
     equal = []
     for i in range(6):  # two of them before the capture
         state = make_batch(ppo.policy, 12)
-        ours, theirs = (acting._act_on_gpu(state["observation"], state["task_one_hot"]) for acting in (graphed, eager))
-        equal.append(torch.equal(ours, theirs))
+        actions = {}
+        for acting in (graphed, eager):
+            acting.noise.draw(12)
+            ends = np.cumsum([0, *sizes])
+            actions[acting] = [
+                acting._act_on_gpu(
+                    functools.partial(acting.noise.of, slice(start, end)),
+                    state["observation"][start:end],
+                    state["task_one_hot"][start:end],
+                )
+                for start, end in itertools.pairwise(ends)
+            ]
+        equal.append(all(map(torch.equal, *actions.values())))
         with torch.no_grad():
             for parameter in ppo.policy.parameters():
                 parameter.mul_(1.1)
+        buffers, _ = graphed._in_place[sizes[0]]
         if i == 3 and replaced:
-            setattr(graphed._in_place, replaced, getattr(graphed._in_place, replaced).clone())
-    assert graphed._on_buffers.graph is not None
+            setattr(buffers, replaced, getattr(buffers, replaced).clone())
+    assert all(call.graph is not None for _, call in graphed._in_place.values())
+    assert len(graphed._in_place) == len(set(sizes))
     assert equal == [True] * 4 + [replaced is None] * 2
 
 

@@ -19,6 +19,7 @@ from helpers import make_policy, tiny_config
 from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import PRESETS, TrainConfig
 from mtrl_vec.envs import make_env
+from mtrl_vec.errors import InputError
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import load_policy
 from mtrl_vec.policy.checkpoint import load_checkpoint
@@ -119,11 +120,35 @@ def test_default_workers_use_the_cores(cores, expected, monkeypatch) -> None:
     assert resolve(TrainConfig.of(num_envs=6, num_steps=32)).runtime.num_workers == min(expected, 6)
 
 
+def test_two_halves_have_twice_as_many_workers(monkeypatch) -> None:
+    monkeypatch.setattr("mtrl_vec.ranks.available_cores", lambda: 16)
+    assert resolve(TrainConfig.of(double_buffer=True)).runtime.num_workers == 30
+    with monkeypatch.context() as gpu:
+        gpu.setattr("mtrl_vec.train.resolve.resolve_device", lambda _: torch.device("cuda"))
+        assert resolve(TrainConfig.of(double_buffer=True)).runtime.num_workers == 15
+    assert resolve(TrainConfig.of(double_buffer=True, num_workers=6)).runtime.num_workers == 6
+    with pytest.raises(InputError, match="num_workers is 1: double_buffer takes at least two simulator processes"):
+        resolve(TrainConfig.of(double_buffer=True, num_workers=1))
+
+
+def test_halves_in_turn_learn_the_same(tmp_path) -> None:
+    one, other = (train(tmp_path / f"{double}", total_frames=3 * 192, double_buffer=double) for double in (False, True))
+    for name, value in one.policy.state_dict().items():
+        torch.testing.assert_close(other.policy.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def pool_rollouts(env, acting) -> Iterator[TensorDictBase]:
     """As training collects them."""
     env.reset()
     while True:
         yield env.collect(acting, 16)
+
+
+def rollouts_by_halves(env, acting) -> Iterator[TensorDictBase]:
+    """As with --double-buffer."""
+    env.reset()
+    while True:
+        yield env.collect(acting.in_turn(env.envs_per_group(2)), 16)
 
 
 def collector_rollouts(env, acting) -> Iterator[TensorDictBase]:
@@ -138,7 +163,7 @@ def collector_rollouts(env, acting) -> Iterator[TensorDictBase]:
         yield everything[live]
 
 
-@pytest.mark.parametrize("rollouts", [pool_rollouts, collector_rollouts])
+@pytest.mark.parametrize("rollouts", [pool_rollouts, rollouts_by_halves, collector_rollouts])
 @pytest.mark.parametrize("num_envs", [12, 11], ids=["even", "with an idle row"])
 def test_collected_data_equal_a_lone_simulator_fed_the_same_actions(num_envs, rollouts) -> None:
     """Workers and shared memory against `SimBatch`: root, next, and the log-probabilities."""

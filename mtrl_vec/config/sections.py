@@ -163,7 +163,10 @@ class RuntimeConfig:
     """Also log to Weights & Biases, which has to be installed."""
     num_workers: int | None = None
     """Simulator processes of each rank, over which its environments are spread. By default one per core, or one less
-    with more than two cores."""
+    with more than two cores; with double_buffer twice as many, if the policy acts on the CPU."""
+    double_buffer: bool = False
+    """Let the policy act for half of the simulator processes while the other half simulates. On 2 cores this gains
+    nothing; on more, acting leaves them idle otherwise."""
     device: Device = "auto"
     """Device of the policy and its updates. auto: CUDA if it is available."""
     precision: Precision = "fp32"

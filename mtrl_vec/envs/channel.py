@@ -23,23 +23,30 @@ def call(method: tuple[str, ...], *arguments: object) -> bytes:
     return _HEADER.pack(len(payload)) + payload
 
 
-def tell_all(channels: Sequence[Connection], message: bytes) -> None:
-    """Send a `call` to all workers, and wait until all have answered; the answers are thrown away.
+def tell(channels: Sequence[Connection], message: bytes) -> None:
+    """Send a `call` to workers. Each has to be heard before it is told anything else, see `hear`.
+
+    Raises:
+        OSError: a worker is gone.
+    """
+    for channel in channels:
+        if sys.platform == "win32":  # whose pipes have no file descriptors
+            channel.send_bytes(message[_HEADER.size :])
+        elif os.write(channel.fileno(), message) != len(message):  # far less than a socket's buffer
+            raise OSError("a worker does not read its messages")
+
+
+def hear(channels: Sequence[Connection]) -> None:
+    """Wait until workers have answered; the answers are thrown away.
 
     Raises:
         OSError, EOFError: a worker is gone.
     """
-    if sys.platform == "win32":  # whose pipes have no file descriptors
-        for channel in channels:
-            channel.send_bytes(message[_HEADER.size :])
-        for channel in channels:
+    for channel in channels:
+        if sys.platform == "win32":
             channel.recv_bytes()
-        return
-    places = [channel.fileno() for channel in channels]
-    for place in places:
-        if os.write(place, message) != len(message):  # far less than a socket's buffer
-            raise OSError("a worker does not read its messages")
-    for place in places:
+            continue
+        place = channel.fileno()
         answer = os.read(place, _ENOUGH)
         while answer and len(answer) < _HEADER.size + _HEADER.unpack_from(answer)[0]:
             more = os.read(place, _ENOUGH)

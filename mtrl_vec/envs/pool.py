@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -18,13 +20,22 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
-from mtrl_vec.envs.channel import call, tell_all
+from mtrl_vec.envs.channel import call, hear, tell
 from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
 from mtrl_vec.timing import Timer
 
 _STEP = call(("rollouts", "step"))
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
+
+
+class _Group(NamedTuple):
+    """Workers that simulate at the same time."""
+
+    workers: slice
+    rows: slice  # their environments
 
 
 class SimulatorPool(ParallelEnv):
@@ -116,20 +127,33 @@ class SimulatorPool(ParallelEnv):
             hint = "; does your script have an 'if __name__ == \"__main__\":' guard?" if exit_code == 1 else ""
             raise WorkerDied(f"simulation worker {dead} died with exit code {exit_code} while it started{hint}")
 
-    def collect(self, policy: Callable[[TensorDictBase], TensorDictBase], num_steps: int) -> TensorDict:
+    def envs_per_group(self, num_groups: int) -> list[int]:
+        """How many environments each of ``num_groups`` groups of workers has, as equal as whole workers allow.
+
+        Raises:
+            InputError: there are fewer workers than groups.
+        """
+        return [group.rows.stop - group.rows.start for group in self._groups(num_groups)]
+
+    def collect(self, policies: Policy | Sequence[Policy], num_steps: int) -> TensorDict:
         """Step all environments with a policy, new episodes included: a rollout [B, T] without idle rows.
 
-        It continues from the last reset, `restore`, or rollout. Its memory is used again by the rollout after the next.
+        With several policies, each acts for one of so many groups of workers, see `envs_per_group`, while the
+        others simulate: the first for the first workers. It makes no difference to the simulations.
+
+        A rollout continues from the last reset, `restore`, or rollout. Its memory is used again by the rollout after
+        the next.
 
         Args:
-            policy: adds ``action`` and whatever else is to be kept to a TensorDict [B] with ``observation``,
-                ``task_one_hot`` and ``task_idx``, which it must not change.
+            policies: add ``action`` and whatever else is to be kept to a TensorDict [n] with ``observation``,
+                ``task_one_hot`` and ``task_idx``, which they must not change. ``n`` is ``B`` for one policy.
             num_steps: ``T``.
 
         Raises:
-            InputError: there is not enough shared memory.
+            InputError: there is not enough shared memory, or there are fewer workers than policies.
             WorkerDied: a worker exited on its own.
         """
+        policies = policies if isinstance(policies, Sequence) else [policies]
         if self.is_closed:
             self.reset()
         with self._naming_the_dead():
@@ -137,9 +161,20 @@ class SimulatorPool(ParallelEnv):
                 self._share_rollouts(num_steps)
             rollout = self._rollouts[self._collected % 2]
             self._ask(("rollouts", "begin"), [(self._collected % 2,)] * self.num_workers)
-            for t, message in enumerate(self._messages):
-                rollout.keep(t, policy(rollout.states[t]))
-                self._tell_all(message)
+            groups = self._groups(len(policies))
+            turns = [(group, p, rollout.states(group.rows)) for group, p in zip(groups, policies, strict=True)]
+            busy: deque[_Group] = deque()
+            try:
+                for t, message in enumerate(self._messages):
+                    for group, policy, states in turns:
+                        if t:
+                            self._hear(busy.popleft())  # the same group
+                        rollout.keep(t, group.rows, policy(states[t]))
+                        busy.append(group)
+                        self._tell(group, message)
+            finally:  # also if a policy fails: unread answers would pass for those of the next call
+                for group in busy:
+                    self._hear(group)
             self._collected += 1
             return rollout.result()
 
@@ -167,13 +202,31 @@ class SimulatorPool(ParallelEnv):
         """
         with self._naming_the_dead(look_first=False):  # which costs 11 us a worker
             self._now["action"].copy_(action)
-            self._tell_all(_STEP)
+            (everyone,) = self._groups(1)
+            self._tell(everyone, _STEP)
+            self._hear(everyone)
             return self._now
 
-    def _tell_all(self, message: bytes) -> None:
-        """Have all workers do something at the same time."""
-        with self.timer("simulate") if self.timer else contextlib.nullcontext():
-            tell_all(self.parent_channels, message)
+    def _groups(self, count: int) -> list[_Group]:
+        if count > self.num_workers:
+            raise InputError(
+                f"{self.num_workers} simulator process{'es' * (self.num_workers > 1)} cannot be divided into {count} "
+                "groups: give more workers"
+            )
+        of_envs = [0, *np.cumsum(self.envs_per_worker).tolist()]
+        of_workers = [self.num_workers * group // count for group in range(count + 1)]
+        return [_Group(slice(a, b), slice(of_envs[a], of_envs[b])) for a, b in pairwise(of_workers)]
+
+    def _tell(self, group: _Group, message: bytes) -> None:
+        with self._simulating():
+            tell(self.parent_channels[group.workers], message)
+
+    def _hear(self, group: _Group) -> None:
+        with self._simulating():
+            hear(self.parent_channels[group.workers])
+
+    def _simulating(self) -> contextlib.AbstractContextManager[object]:
+        return self.timer("simulate") if self.timer else contextlib.nullcontext()
 
     def _share_rollouts(self, num_steps: int) -> None:
         num_envs, num_tasks = sum(self.envs_per_worker), self.observation_spec["task_one_hot"].shape[-1]
@@ -186,7 +239,7 @@ class SimulatorPool(ParallelEnv):
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """As in `ParallelEnv`. Raises `WorkerDied`."""
-        with self.timer("simulate") if self.timer else contextlib.nullcontext(), self._naming_the_dead():
+        with self._simulating(), self._naming_the_dead():
             return super().step_and_maybe_reset(tensordict)
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:

@@ -33,9 +33,6 @@ class SharedRollout:
     Args:
         num_envs, num_steps, num_tasks: ``B``, ``T`` and ``K``.
 
-    Attributes:
-        states: what the policy reads at each step, TensorDicts [B].
-
     Raises:
         InputError: there is not enough shared memory.
     """
@@ -63,21 +60,29 @@ class SharedRollout:
                 f"{size / 1e6:,.0f} MB (docker run has --shm-size)"
             ) from error
         self._kept = {"action": self._shared["action"]}
-        self.states = [
-            TensorDict({name: self._shared[name][:, t] for name in INPUTS}, [num_envs]) for t in range(num_steps)
-        ]
+        self._states: dict[tuple[int, int], list[TensorDict]] = {}
 
     def part(self, start: int, end: int) -> dict[str, Tensor]:
-        """The rows of some environments, for a `RolloutWriter`."""
+        """The entries of some environments, [n, T, ...], for a `RolloutWriter`."""
         return {name: tensor[start:end] for name, tensor in self._shared.items()}
 
-    def keep(self, t: int, answer: TensorDictBase) -> None:
-        """Keep what the policy has added at a step."""
+    def states(self, rows: slice) -> list[TensorDict]:
+        """What the policy reads at each of the ``T`` steps of some environments."""
+        key = rows.start, rows.stop
+        if key not in self._states:
+            part, size = self.part(*key), [rows.stop - rows.start]
+            self._states[key] = [
+                TensorDict({name: part[name][:, t] for name in INPUTS}, size) for t in range(self._shape[1])
+            ]
+        return self._states[key]
+
+    def keep(self, t: int, rows: slice, answer: TensorDictBase) -> None:
+        """Keep what the policy has added at a step of some environments."""
         for name, value in answer.items():
             if name not in INPUTS:
                 if name not in self._kept:
                     self._kept[name] = value.new_empty(*self._shape, *value.shape[1:])
-                self._kept[name][:, t] = value
+                self._kept[name][rows, t] = value
 
     def result(self) -> TensorDict:
         """The whole rollout, in the layout of TorchRL's collectors; not a copy."""

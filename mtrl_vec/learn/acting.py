@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from mtrl_vec.learn.exploration import ActionNoise
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.ranks import ALONE, Ranks
 from mtrl_vec.timing import Timer
+
+Noise = Callable[[Tensor], Tensor]
+"""Noise of the actions [..., A] for tasks [...]."""
 
 
 class ActingPolicy(TensorDictModuleBase):
@@ -74,8 +79,7 @@ class ActingPolicy(TensorDictModuleBase):
             self._distribution = torch.compile(self._policies[1].distribution, fullgraph=True)
         self._graphs = on_gpu and config.runtime.cuda_graphs
         self._stream = torch.cuda.Stream(priority=-1) if on_gpu else None
-        self._in_place: _InPlace | None = None
-        self._on_buffers: Callable[[], Tensor] = self._network
+        self._in_place: dict[int, tuple[_InPlace, Callable[[], Tensor]]] = {}  # by the number of rows
 
     @property
     def previous(self) -> SharedPolicy:
@@ -108,59 +112,77 @@ class ActingPolicy(TensorDictModuleBase):
         own = last if last is None else last[self._ranks.part(len(last))]
         self.noise.load_state_dict({**state["noise"], "last": own})
 
+    def in_turn(self, sizes: Sequence[int]) -> list[Callable[[TensorDictBase], TensorDictBase]]:
+        """Policies for groups of so many environments each, which act one after the other in every step.
+
+        Together they act as this one does for all environments at once.
+        """
+        ends = list(itertools.accumulate(sizes))
+        groups = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        return [functools.partial(self._act_in_turn, rows, ends[-1]) for rows in groups]
+
+    @torch.no_grad()
+    def _act_in_turn(self, rows: slice, num_envs: int, tensordict: TensorDictBase) -> TensorDictBase:
+        if rows.start == 0:
+            self.noise.draw(num_envs)
+        noise = functools.partial(self.noise.of, rows)
+        return tensordict.update(self._outputs(noise, *(tensordict[key] for key in self.in_keys)))
+
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Add to a TensorDict of any batch size, on the CPU."""
         if self.rows is None:
-            return tensordict.update(self._outputs(*(tensordict[key] for key in self.in_keys)))
+            return tensordict.update(self._outputs(self.noise, *(tensordict[key] for key in self.in_keys)))
         flat = [tensordict[key].flatten(0, tensordict.ndim - 1).index_select(0, self.rows) for key in self.in_keys]
-        for name, values in self._outputs(*flat).items():
+        for name, values in self._outputs(self.noise, *flat).items():
             everywhere = values.new_zeros(tensordict.numel(), *values.shape[1:]).index_copy(0, self.rows, values)
             tensordict[name] = everywhere.view(*tensordict.shape, *values.shape[1:])
         return tensordict
 
-    def _outputs(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, noise: Noise, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> dict[str, Tensor]:
         """What is added, for rows of any batch shape."""
         if self.device.type == "cuda":
-            return {"action": self._act_on_gpu(observation, task_one_hot)}
+            return {"action": self._act_on_gpu(noise, observation, task_one_hot)}
         with self._timer("infer"):
-            action, loc, scale = self._act(observation, task_one_hot, task_idx)
+            action, loc, scale = self._act(noise, observation, task_one_hot, task_idx)
             log_prob = IndependentNormal(loc, scale, validate_args=False).log_prob(action)
         return {"action": action, "action_log_prob": log_prob}
 
-    def _act(self, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _act(
+        self, noise: Noise, observation: Tensor, task_one_hot: Tensor, task_idx: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with autocast(self.device, self._precision):
             loc, scale = self._distribution(observation, task_one_hot, task_idx)
         if self._mean:
             return loc, loc, scale
-        return loc + scale * self.noise(task_idx), loc, scale  # torch.normal would wait for the device
+        return loc + scale * noise(task_idx), loc, scale  # torch.normal would wait for the device
 
-    def _act_on_gpu(self, observation: Tensor, task_one_hot: Tensor) -> Tensor:
+    def _act_on_gpu(self, noise: Noise, observation: Tensor, task_one_hot: Tensor) -> Tensor:
         shape = observation.shape[:-1]
-        if self._in_place is None or len(self._in_place.noise) != shape.numel():
+        if shape.numel() not in self._in_place:
             widths = observation.shape[-1], task_one_hot.shape[-1], self._policies[0].action_size
-            self._in_place = _InPlace(shape.numel(), *widths, self.device)
-            self._on_buffers = GraphedCall(self._network, warmup=2) if self._graphs else self._network
-        buffers = self._in_place
+            new = _InPlace(shape.numel(), *widths, self.device)
+            network = functools.partial(self._network, new)
+            self._in_place[shape.numel()] = new, GraphedCall(network, warmup=2) if self._graphs else network
+        buffers, on_buffers = self._in_place[shape.numel()]
         with on_stream(self._stream):
             with self._timer("transfer"):
                 torch.cat([observation, task_one_hot], dim=-1, out=buffers.sent.view(*shape, -1))
                 buffers.inputs.copy_(buffers.sent, non_blocking=True)
             with self._timer("infer"):
                 if not self._mean:  # outside of the graph: its generator and its last values belong to checkpoints
-                    buffers.noise.copy_(self.noise(buffers.task_idx()))
-                action = self._on_buffers()
+                    buffers.noise.copy_(noise(buffers.task_idx()))
+                action = on_buffers()
             with self._timer("transfer"):
                 buffers.received.copy_(action, non_blocking=True)
                 torch.cuda.current_stream().synchronize()
         return buffers.received.view(*shape, -1).clone()
 
-    def _network(self) -> Tensor:
+    def _network(self, buffers: _InPlace) -> Tensor:
         """Actions [N, A] for what is in the buffers."""
-        assert self._in_place is not None
         with autocast(self.device, self._precision):
-            loc, scale = self._distribution(*self._in_place.split(), self._in_place.task_idx())
-        return loc if self._mean else loc + scale * self._in_place.noise
+            loc, scale = self._distribution(*buffers.split(), buffers.task_idx())
+        return loc if self._mean else loc + scale * buffers.noise
 
 
 class _InPlace:

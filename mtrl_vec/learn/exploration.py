@@ -59,19 +59,27 @@ class ActionNoise:
     def __init__(self, num_tasks: int, action_size: int, generator: torch.Generator, ranks: Ranks = ALONE) -> None:
         self.generator, self._action_size, self._ranks = generator, action_size, ranks
         self.correlation = torch.zeros(num_tasks, device=generator.device)
+        self._before: Tensor | None = None
         self._last: Tensor | None = None
 
     def __call__(self, task_idx: Tensor) -> Tensor:
         """Noise [..., A] of the next step of all environments, whose tasks are [...]."""
-        shape, all_rows = (*task_idx.shape, self._action_size), self._ranks.size * task_idx.numel()
-        white = torch.randn(all_rows, self._action_size, device=task_idx.device, generator=self.generator)
-        white = white[self._ranks.part(all_rows)]
-        if self._last is None:
-            self._last = white  # as stationary as any
-        else:
+        self.draw(task_idx.numel())
+        return self.of(slice(None), task_idx)
+
+    def draw(self, num_envs: int) -> None:
+        """Begin the next step of all ``num_envs`` environments of this rank. `of` then has to be called for each."""
+        all_rows = self._ranks.size * num_envs
+        white = torch.randn(all_rows, self._action_size, device=self.generator.device, generator=self.generator)
+        self._before, self._last = self._last, white[self._ranks.part(all_rows)]
+
+    def of(self, rows: slice, task_idx: Tensor) -> Tensor:
+        """Noise [..., A] of the step that was drawn last, of some environments, whose tasks are [...]."""
+        assert self._last is not None, "nothing has been drawn"
+        if self._before is not None:  # else the white noise is as stationary as any
             rho = self.correlation.index_select(0, task_idx.flatten())[:, None]
-            self._last = rho * self._last + (1 - rho**2).sqrt() * white
-        return self._last.view(shape)
+            self._last[rows] = rho * self._before[rows] + (1 - rho**2).sqrt() * self._last[rows]
+        return self._last[rows].view(*task_idx.shape, self._action_size)
 
     def set_correlation(self, correlation: NDArray[np.float64]) -> None:
         """Take other coefficients from the next step on, [K]."""

@@ -19,7 +19,8 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
     """The settings with ``auto`` and None defaults replaced by concrete values.
 
     Raises:
-        InputError: CUDA is requested but missing, or the environments cannot be spread evenly over the ranks.
+        InputError: CUDA is requested but missing, the environments cannot be spread evenly over the ranks, or there
+            are too few simulator processes for two halves.
     """
     share, left = divmod(config.num_envs, ranks.size)
     if left:
@@ -33,11 +34,19 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
             f"eval_episodes is {config.eval_episodes}: {ranks.size} ranks need at least "
             f"{-(-ranks.size // config.num_tasks)} per task, one each"
         )
-    workers = config.runtime.num_workers or default_num_workers(ranks.cores)
+    device, halves = resolve_device(config.runtime.device).type, config.runtime.double_buffer
+    # While the policy acts for one half, the other one has to keep all cores busy. A GPU does not act for long enough.
+    twice = 2 if halves and device == "cpu" else 1
+    workers = min(share, config.runtime.num_workers or twice * default_num_workers(ranks.cores))
+    if halves and workers < 2:
+        raise InputError(
+            f"num_workers is {workers}: double_buffer takes at least two simulator processes, one for each half; "
+            "leave it out, or give --num-workers 2"
+        )
     return config.replace(
         sampling=config.sampling.for_tasks(config.tasks),
-        device=resolve_device(config.runtime.device).type,
-        num_workers=min(workers, share),
+        device=device,
+        num_workers=workers,
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
         target_kl=config.target_kl,

@@ -1,0 +1,187 @@
+"""What ``--double-buffer`` brings where there are more cores than here: simulators that sleep instead of computing.
+
+A machine of ``C`` cores is imitated by ``C - 1`` tokens. A worker that steps its environments holds one of them for as
+long as the simulation would take, and sleeps. The process that drives the workers, their messages and the policy are
+real, so that this machine should be idle. Simulators that really compute are timed by ``--real``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from common import check_arguments, progress, run_benchmark, write_results
+from learner import make_policy
+from numpy.typing import NDArray
+from tensordict import TensorDictBase
+
+from mtrl_vec.config import TrainConfig
+from mtrl_vec.envs import MetaWorldEnv, SimulatorPool, make_env
+from mtrl_vec.envs.make import default_num_workers
+from mtrl_vec.envs.rollout import RolloutWriter
+from mtrl_vec.learn.acting import ActingPolicy
+from mtrl_vec.sim import SimBatch, Step
+from mtrl_vec.tasks.layout import ACTION_SIZE
+from mtrl_vec.timing import Timer
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Collect rollouts with and without halves in turn, on imitated machines.
+
+    Example: python benchmarks/double_buffer.py --cores 16 32 --json double_buffer.json
+    """
+
+    suite: Literal["MT3", "MT10", "MT50"] = "MT10"
+    """The tasks."""
+    cores: tuple[int, ...] = (8, 16)
+    """Cores of the machines to imitate, at least 3 each."""
+    step_ms: tuple[float, float] = (0.9, 0.088)
+    """Milliseconds that a worker takes for a step: constant, and per environment. Those of MT10 on an EPYC with
+    AVX-512."""
+    gpu_ms: float = 0.3
+    """Milliseconds that a GPU takes to act, however many environments there are: an estimate."""
+    num_steps: int = 32
+    """Steps of a rollout."""
+    rounds: int = 5
+    """Rollouts of each way, in turn."""
+    real: bool = False
+    """Also with simulators that compute, on this machine."""
+    json: Path | None = None
+    """Also write the results to this file."""
+
+
+class SleepingSim(SimBatch):
+    """Simulations in which nothing happens, but which take their time; episodes never end."""
+
+    token: IO[str]
+    seconds: float
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        fcntl.flock(self.token, fcntl.LOCK_EX)
+        time.sleep(self.seconds)
+        fcntl.flock(self.token, fcntl.LOCK_UN)
+        nothing = np.zeros(self.num_slots, dtype=bool)
+        return Step(self.observation, np.zeros(self.num_slots), nothing, nothing, nothing)
+
+
+class SleepingEnv(MetaWorldEnv):
+    """An environment of such simulations.
+
+    Args:
+        seconds: that a step takes, of all ``num_envs``.
+        token: a file that only one worker at a time may hold.
+        options: see `MetaWorldEnv`.
+    """
+
+    def __init__(self, seconds: float, token: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.sim.__class__ = SleepingSim
+        self.sim.seconds, self.sim.token = seconds, Path(token).open("w")  # noqa: SIM115 - for as long as the worker lives
+        self.rollouts = RolloutWriter(self.sim)
+
+
+def imitated(args: Args, config: TrainConfig, workers: int, tokens: Sequence[str]) -> SimulatorPool:
+    """So many workers, of which as many as there are tokens simulate at the same time."""
+    ends = [config.num_envs * w // workers for w in range(workers + 1)]
+    counts = [end - start for start, end in itertools.pairwise(ends)]
+    options = [
+        {
+            **{"tasks": config.environment.tasks, "num_envs": count, "num_rows": max(counts), "first_slot": ends[w]},
+            **{"seconds": (args.step_ms[0] + count * args.step_ms[1]) / 1e3, "token": tokens[w % len(tokens)]},
+        }
+        for w, count in enumerate(counts)
+    ]
+    return SimulatorPool(SleepingEnv, options)
+
+
+def on_gpu(args: Args) -> Policy:
+    """A policy that only takes its time."""
+
+    def act(state: TensorDictBase) -> TensorDictBase:
+        time.sleep(args.gpu_ms / 1e3)
+        return state.set("action", torch.zeros(*state.shape, ACTION_SIZE))
+
+    return act
+
+
+def rates(args: Args, config: TrainConfig, pools: dict[str, SimulatorPool]) -> dict[str, float]:
+    """Steps/s of each way on pools by name, the medians of rounds in which all ways take turns."""
+    acting = ActingPolicy(make_policy(config, torch.device("cpu")), config, Timer())
+    ways: dict[str, Callable[[], object]] = {}
+    for name, pool in pools.items():
+        pool.reset()
+        ways[f"{name}, cpu, at once"] = lambda pool=pool: pool.collect(acting, args.num_steps)
+        ways[f"{name}, cpu, halves"] = lambda pool=pool: pool.collect(
+            acting.in_turn(pool.envs_per_group(2)), args.num_steps
+        )
+        if name != "real":
+            ways[f"{name}, gpu, at once"] = lambda pool=pool: pool.collect(on_gpu(args), args.num_steps)
+            ways[f"{name}, gpu, halves"] = lambda pool=pool: pool.collect([on_gpu(args)] * 2, args.num_steps)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for round_number in range(args.rounds + 1):  # the first does not count
+        for way, call in ways.items():
+            start = time.perf_counter()
+            call()
+            if round_number:
+                seconds[way].append(time.perf_counter() - start)
+    frames = config.num_envs * args.num_steps
+    return {way: frames / statistics.median(times) for way, times in seconds.items()}
+
+
+def benchmark(args: Args) -> None:
+    """Measure, report, and write the results."""
+    check_arguments(
+        args.json, cores=min(args.cores, default=3) - 2, step_ms=min(args.step_ms), gpu_ms=args.gpu_ms,
+        num_steps=args.num_steps, rounds=args.rounds,
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    config = TrainConfig.of(tasks=(args.suite,), device="cpu")
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for cores in args.cores:
+            progress(f"{cores} cores")
+            workers = default_num_workers(cores)
+            tokens = [str(Path(folder, f"{cores}-{i}")) for i in range(workers)]
+            pools = {f"{cores} cores, {n} workers": imitated(args, config, n, tokens) for n in (workers, 2 * workers)}
+            results |= measured(args, config, pools)
+    if args.real:
+        progress("simulators that compute")
+        for workers in (2, 4):
+            pool = make_env(config.tasks, num_workers=workers, num_envs=config.num_envs)
+            results |= {
+                f"{workers} workers, {way}": rate for way, rate in measured(args, config, {"real": pool}).items()
+            }
+    print("| way | steps/s |\n|---|---:|\n" + "\n".join(f"| {way} | {rate:,.0f} |" for way, rate in results.items()))
+    write_results(args.json, results)
+
+
+def measured(args: Args, config: TrainConfig, pools: dict[str, SimulatorPool]) -> dict[str, float]:
+    """`rates`, after which the workers are ended."""
+    try:
+        return rates(args, config, pools)
+    finally:
+        for pool in pools.values():
+            pool.close()
+
+
+def main() -> int:
+    args = tyro.cli(Args)
+    return run_benchmark(lambda: benchmark(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
