@@ -113,7 +113,7 @@ def inference_call(config: TrainConfig, device: torch.device) -> Callable[[], ob
 def products_call(config: TrainConfig, device: torch.device) -> Callable[[], object]:
     """Nothing but the matrix products of an optimiser step, forward and backward."""
     rows, k = config.minibatch_size, config.num_tasks
-    (first, second), head = config.policy.torso, config.policy.head
+    (first, second), head = config.policy.torso, config.policy.head_width(k)
     torso = make_policy(config, device).torso.module
     layers = [(1, rows, torso.layers[0].in_features, first), (1, rows, first, second)]
     for outputs in (ACTION_SIZE, 1):

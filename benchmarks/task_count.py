@@ -53,7 +53,8 @@ def heads_call(config: TrainConfig, num_tasks: int) -> Callable[[], object]:
     rows = config.minibatch_size
     features = torch.randn(rows, hidden, requires_grad=True)
     task_idx = (torch.arange(rows) * num_tasks) // rows
-    heads = [TaskHeads(num_tasks, hidden, config.policy.head, outputs, 1.0) for outputs in (ACTION_SIZE, 1)]
+    head = config.policy.head_width(num_tasks)
+    heads = [TaskHeads(num_tasks, hidden, head, outputs, 1.0) for outputs in (ACTION_SIZE, 1)]
 
     def call() -> None:
         torch.cat([of_one(features, task_idx) for of_one in heads], dim=1).sum().backward()

@@ -54,25 +54,27 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.parametrize(
     ("tasks", "expected"),
     [
-        (("reach",), (360, 100, 2_000_000, 250_000, 60, 0.02, 0.5, 150_000)),
-        (("MT3",), (360, 100, 2_000_000, 250_000, 60, 0.02, 0.5, 150_000)),
-        (("MT3", "door-open"), (360, 150, 2_000_000, 250_000, 30, 0.02, 0.2, 0)),
-        (("MT10",), (720, 150, 3_600_000, 450_000, 30, 0.04, 0.2, 0)),
-        (("MT50",), (1440, 150, 18_000_000, 2_250_000, 30, 0.04, 0.2, 0)),
+        (("reach",), (360, 100, 2_000_000, 250_000, 60, 0.02, 0.5, 150_000, 128)),
+        (("MT3",), (360, 100, 2_000_000, 250_000, 60, 0.02, 0.5, 150_000, 128)),
+        (("MT3", "door-open"), (360, 150, 2_000_000, 250_000, 30, 0.02, 0.2, 0, 64)),
+        (("MT10",), (720, 150, 3_600_000, 450_000, 30, 0.04, 0.2, 0, 64)),
+        (("MT50",), (1440, 150, 18_000_000, 2_250_000, 30, 0.04, 0.2, 0, 64)),
     ],
 )
 def test_defaults_follow_the_number_of_tasks_and_give_way_to_settings(tasks, expected) -> None:
     names = ("num_envs", "max_episode_steps", "total_frames", "eval_interval", "eval_episodes")
     names += ("target_kl", "final_kl_fraction", "exploration_delay")
     for config in (TrainConfig.of(tasks=tasks), TrainConfig().replace(tasks=tasks), parse_train(["--tasks", *tasks])):
-        assert tuple(getattr(config, name) for name in names) == expected
+        assert tuple(getattr(config, name) for name in names) == expected[:-1]
         written = resolve(config).to_dict()
-        written = written["environment"] | written["learner"] | written["runtime"]
-        assert tuple(written[name] for name in names) == expected
+        written = written["environment"] | written["learner"] | written["runtime"] | written["policy"]
+        assert tuple(written[name] for name in (*names, "head")) == expected
+        assert make_policy(config).actor_heads[0].module.heads.bias1.shape == (config.num_tasks, expected[-1])
     given = {"num_envs": 90, "max_episode_steps": 7, "total_frames": 99, "eval_interval": 0, "eval_episodes": 3}
     given |= {"target_kl": 0.01, "final_kl_fraction": 0.0, "exploration_delay": 0}
-    config = resolve(TrainConfig.of(tasks=tasks, **given))
+    config = resolve(TrainConfig.of(tasks=tasks, head=48, **given))
     assert {name: getattr(config, name) for name in given} == given
+    assert config.policy.head == 48
 
 
 def test_each_task_explores_by_its_own_success(tmp_path) -> None:

@@ -52,8 +52,9 @@ class PolicyConfig:
 
     torso: tuple[int, int] = (256, 256)
     """Widths of the two hidden layers that all tasks share, and actor and critic too."""
-    head: int = 128
-    """Width of the hidden layer of each task's head."""
+    head: int | None = None
+    """Width of the hidden layer of each task's head. By default that of the policy to start from, if there is one; else
+    128 for up to 3 tasks and 64 for more, whose heads would take a third to half of an update."""
     bounded_mean: bool = True
     """Keep the mean actions within [-1, 1], the actions' range, by tanh. With a mean far outside, clipping removes
     the noise, and nothing is explored."""
@@ -74,6 +75,10 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         require(len(self.torso) == 2 and min(self.torso) > 0, "torso", self.torso, "must be two positive widths")
         check_fields(self, positive=("head", "init_std"))
+
+    def head_width(self, num_tasks: int) -> int:
+        """Width of the hidden layer of the heads of ``num_tasks`` tasks."""
+        return self.head or (128 if num_tasks <= 3 else 64)
 
 
 @dataclass(frozen=True)

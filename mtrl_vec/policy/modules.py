@@ -114,7 +114,7 @@ class ActorHeads(nn.Module):
     def __init__(self, config: PolicyConfig, num_tasks: int, in_features: int, action_size: int) -> None:
         super().__init__()
         # A small last layer starts the means near zero: the first rollouts explore instead of repeating a random habit.
-        self.heads = TaskHeads(num_tasks, in_features, config.head, action_size, 0.01)
+        self.heads = TaskHeads(num_tasks, in_features, config.head_width(num_tasks), action_size, 0.01)
         log_std = torch.full((num_tasks, action_size), math.log(config.init_std))
         self.bounded_mean, self.learn_std = config.bounded_mean, config.learn_std
         self.log_std = nn.Parameter(log_std, requires_grad=config.learn_std)
@@ -160,7 +160,7 @@ class CriticHeads(nn.Module):
     def __init__(self, config: PolicyConfig, num_tasks: int, in_features: int) -> None:
         super().__init__()
         self.popart = config.popart
-        self.heads = TaskHeads(num_tasks, in_features, config.head, 1, 1.0)
+        self.heads = TaskHeads(num_tasks, in_features, config.head_width(num_tasks), 1, 1.0)
         if self.popart:
             self.register_buffer("value_mean", torch.zeros(num_tasks))
             self.register_buffer("value_std", torch.ones(num_tasks))

@@ -49,6 +49,7 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
         num_workers=workers,
         num_envs=config.num_envs,
         max_episode_steps=config.max_episode_steps,
+        head=config.policy.head_width(config.num_tasks),
         target_kl=config.target_kl,
         final_kl_fraction=config.final_kl_fraction,
         exploration_delay=config.exploration_delay,

@@ -39,7 +39,7 @@ from mtrl_vec.train.run_dir import (
 )
 from mtrl_vec.train.sampling_methods import make_task_sampling
 from mtrl_vec.train.statistics import EpisodeStatistics
-from mtrl_vec.train.warm_start import WarmStart
+from mtrl_vec.train.warm_start import WarmStart, head_of
 
 
 class Run:
@@ -66,12 +66,14 @@ class Run:
         ranks: Ranks = ALONE,
     ) -> None:
         self.ranks = ranks
+        starts = config.init_from is not None and checkpoint is None
+        if starts and config.policy.head is None:
+            config = config.replace(head=ranks.from_first(lambda: head_of(config.init_from)))
         config = ranks.together(lambda: resolve(config, ranks))
         require_agreement(config, ranks)
         if config.runtime.wandb:
             ranks.from_first(require_wandb)
         # Before the folder is touched: a bad policy must leave nothing behind, and --overwrite not remove a good one.
-        starts = config.init_from is not None and checkpoint is None
         warm_start = ranks.from_first(lambda: WarmStart(config)) if starts else None
         self.lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 

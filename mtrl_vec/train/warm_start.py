@@ -68,6 +68,21 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
     return file, content
 
 
+def head_of(path: Path | None) -> int | None:
+    """The width of the heads of the policy to start from, see `WarmStart`. Raises InputError: no policy there."""
+    assert path is not None
+    return _source(*_load(path)).policy.head
+
+
+def _source(file: Path, content: Mapping[str, Any]) -> TrainConfig:
+    try:
+        return saved_config(content, file)
+    except UnknownTask:
+        raise
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
+
+
 class WarmStart:
     """A trained policy to start from.
 
@@ -84,12 +99,7 @@ class WarmStart:
     def __init__(self, config: TrainConfig) -> None:
         assert config.init_from is not None
         file, content = _load(config.init_from)
-        try:
-            source = saved_config(content, file)
-        except UnknownTask:
-            raise
-        except (KeyError, TypeError, InputError) as error:
-            raise InputError(f"{file} does not fit this version of mtrl_vec ({first_line(error)})") from error
+        source = _source(file, content)
         pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
         pairs += [(name, getattr(source.learner, name), getattr(config.learner, name)) for name in _SAME_LEARNER]
         for name, theirs, ours in pairs:
