@@ -29,13 +29,14 @@ from tensordict import TensorDictBase
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import MetaWorldEnv, SimulatorPool, make_env
 from mtrl_vec.envs.make import default_num_workers
-from mtrl_vec.envs.rollout import RolloutWriter
+from mtrl_vec.envs.pool import Policy
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.sim import SimBatch, Step
 from mtrl_vec.tasks.layout import ACTION_SIZE
 from mtrl_vec.timing import Timer
 
-Policy = Callable[[TensorDictBase], TensorDictBase]
+Policies = Callable[[Sequence[int]], Sequence[Policy]]
+"""Policies for groups of so many environments each."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ class SleepingEnv(MetaWorldEnv):
         super().__init__(**options)
         self.sim.__class__ = SleepingSim
         self.sim.seconds, self.sim.token = seconds, Path(token).open("w")  # noqa: SIM115 - for as long as the worker lives
-        self.rollouts = RolloutWriter(self.sim)
 
 
 def imitated(args: Args, config: TrainConfig, workers: int, tokens: Sequence[str]) -> SimulatorPool:
@@ -108,29 +108,31 @@ def imitated(args: Args, config: TrainConfig, workers: int, tokens: Sequence[str
     return SimulatorPool(SleepingEnv, options)
 
 
-def on_gpu(args: Args) -> Policy:
-    """A policy that only takes its time."""
+def on_gpu(args: Args) -> Policies:
+    """One that only takes its time."""
 
     def act(state: TensorDictBase) -> TensorDictBase:
         time.sleep(args.gpu_ms / 1e3)
         return state.set("action", torch.zeros(*state.shape, ACTION_SIZE))
 
-    return act
+    return lambda sizes: [act] * len(sizes)
 
 
-def rates(args: Args, config: TrainConfig, pools: dict[str, SimulatorPool]) -> dict[str, float]:
-    """Steps/s of each way on pools by name, the medians of rounds in which all ways take turns."""
-    acting = ActingPolicy(make_policy(config, torch.device("cpu")), config, Timer())
+def on_cpu(config: TrainConfig) -> Policies:
+    """An untrained policy."""
+    return ActingPolicy(make_policy(config, torch.device("cpu")), config, Timer()).in_turn
+
+
+def rates(
+    args: Args, config: TrainConfig, pools: dict[str, SimulatorPool], policies: dict[str, Policies]
+) -> dict[str, float]:
+    """Steps/s of each policy on each pool, at once and by halves: medians of rounds in which all ways take turns."""
     ways: dict[str, Callable[[], object]] = {}
-    for name, pool in pools.items():
+    for (name, pool), (device, of_sizes), groups in itertools.product(pools.items(), policies.items(), (1, 2)):
         pool.reset()
-        ways[f"{name}, cpu, at once"] = lambda pool=pool: pool.collect(acting, args.num_steps)
-        ways[f"{name}, cpu, halves"] = lambda pool=pool: pool.collect(
-            acting.in_turn(pool.envs_per_group(2)), args.num_steps
-        )
-        if name != "real":
-            ways[f"{name}, gpu, at once"] = lambda pool=pool: pool.collect(on_gpu(args), args.num_steps)
-            ways[f"{name}, gpu, halves"] = lambda pool=pool: pool.collect([on_gpu(args)] * 2, args.num_steps)
+        turns = of_sizes(pool.envs_per_group(groups))
+        way = f"{name}, {device}, {'at once' if groups == 1 else 'halves'}"
+        ways[way] = lambda pool=pool, turns=turns: pool.collect(turns, args.num_steps)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for round_number in range(args.rounds + 1):  # the first does not count
         for way, call in ways.items():
@@ -145,7 +147,7 @@ def rates(args: Args, config: TrainConfig, pools: dict[str, SimulatorPool]) -> d
 def benchmark(args: Args) -> None:
     """Measure, report, and write the results."""
     check_arguments(
-        args.json, cores=min(args.cores, default=3) - 2, step_ms=min(args.step_ms), gpu_ms=args.gpu_ms,
+        args.json, cores=min(args.cores, default=None), step_ms=min(args.step_ms), gpu_ms=args.gpu_ms,
         num_steps=args.num_steps, rounds=args.rounds,
     )  # fmt: skip
     torch.set_num_threads(1)
@@ -157,22 +159,21 @@ def benchmark(args: Args) -> None:
             workers = default_num_workers(cores)
             tokens = [str(Path(folder, f"{cores}-{i}")) for i in range(workers)]
             pools = {f"{cores} cores, {n} workers": imitated(args, config, n, tokens) for n in (workers, 2 * workers)}
-            results |= measured(args, config, pools)
+            results |= measured(args, config, pools, {"cpu": on_cpu(config), "gpu": on_gpu(args)})
     if args.real:
         progress("simulators that compute")
-        for workers in (2, 4):
-            pool = make_env(config.tasks, num_workers=workers, num_envs=config.num_envs)
-            results |= {
-                f"{workers} workers, {way}": rate for way, rate in measured(args, config, {"real": pool}).items()
-            }
+        pools = {f"here, {n} workers": make_env(config.tasks, num_workers=n, num_envs=config.num_envs) for n in (2, 4)}
+        results |= measured(args, config, pools, {"cpu": on_cpu(config)})
     print("| way | steps/s |\n|---|---:|\n" + "\n".join(f"| {way} | {rate:,.0f} |" for way, rate in results.items()))
     write_results(args.json, results)
 
 
-def measured(args: Args, config: TrainConfig, pools: dict[str, SimulatorPool]) -> dict[str, float]:
+def measured(
+    args: Args, config: TrainConfig, pools: dict[str, SimulatorPool], policies: dict[str, Policies]
+) -> dict[str, float]:
     """`rates`, after which the workers are ended."""
     try:
-        return rates(args, config, pools)
+        return rates(args, config, pools, policies)
     finally:
         for pool in pools.values():
             pool.close()

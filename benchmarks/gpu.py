@@ -94,7 +94,7 @@ STEPS = {
             *("--run-dir", "{out}/profile-halves", "--json", "{out}/profile-halves.json"),
         ),
         120,
-        "the same, with one half of the simulators at a time",
+        "as in profile, acting for one half of the simulators while the other simulates",
     ),
     "routing": Step(
         ("benchmarks/routing.py", "--json", "{out}/routing.json"),

@@ -39,6 +39,8 @@ class Args:
     """Numbers of rows."""
     seconds: float = 0.5
     """Approximate length of each measurement."""
+    head: int = 128
+    """Width of the hidden layers of the heads."""
     device: Device = "auto"
     """auto: CUDA when there is one."""
     json: Path | None = None
@@ -90,14 +92,13 @@ def prepare(
 def measure(args: Args) -> list[dict[str, object]]:
     """A row per number of tasks, batch size and way."""
     smallest = {"num_tasks": min(args.num_tasks, default=None), "batch_sizes": min(args.batch_sizes, default=None)}
-    check_arguments(args.json, **smallest)
-    policy, device = PolicyConfig(), resolve_device(args.device)
-    width = SharedPolicy.for_tasks(policy, ["MT10"]).torso.module.out_features
+    check_arguments(args.json, head=args.head, **smallest)
+    device, head = resolve_device(args.device), args.head
+    width = SharedPolicy.for_tasks(PolicyConfig(), ["MT10"]).torso.module.out_features
     precision: Precision = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows: list[dict[str, object]] = []
     for num_tasks in args.num_tasks:
-        head = policy.head_width(num_tasks)
         heads = TaskHeads(num_tasks, width, head, ACTION_SIZE, 1.0).to(device)
         for batch_size in args.batch_sizes:
             features = torch.randn(batch_size, width, device=device, dtype=dtype, requires_grad=True)

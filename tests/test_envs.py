@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -165,23 +166,27 @@ def test_environments_that_neither_tasks_nor_workers_divide(workers, shape, rows
 
 
 def test_a_policy_acts_for_one_half_while_the_other_simulates() -> None:
-    """Each waits until the other half's step has been simulated, which would be for ever if they did not take turns."""
+    """In one step the first half's worker is stopped until the second half's policy is called."""
     env = make_env(num_workers=3, num_envs=7)
     sizes = env.envs_per_group(2)
     assert sizes == [3, 4]  # one worker of three environments, two of two
-    rows, steps = [slice(0, 3), slice(3, 7)], [0, 0]
+    steps, late = [0, 0], []
+
+    def give_up() -> None:
+        late.append(True)
+        os.kill(env.pids[0], signal.SIGCONT)
+
+    timer = threading.Timer(20, give_up)
 
     def act(half: int, td) -> object:
-        other, t = 1 - half, steps[half]
         steps[half] += 1
-        rollout = env._rollouts[0].result()
-        if steps[other]:
-            reward = rollout["next", "reward"][rows[other], steps[other] - 1]
-            deadline = time.monotonic() + 20
-            while not reward.all():
-                assert time.monotonic() < deadline, f"half {other} does not simulate while half {half} acts"
-                time.sleep(1e-3)
-        assert torch.equal(td["observation"], rollout["observation"][rows[half], t])
+        if steps[half] == 3 and half == 0:
+            timer.start()
+            os.kill(env.pids[0], signal.SIGSTOP)
+        if steps[half] == 3 and half == 1:
+            timer.cancel()
+            assert not late, "the second half waits for the first one"
+            os.kill(env.pids[0], signal.SIGCONT)
         return td.set("action", torch.rand(sizes[half], 4) - 0.5)
 
     try:
@@ -189,6 +194,7 @@ def test_a_policy_acts_for_one_half_while_the_other_simulates() -> None:
         rollout = env.collect([lambda td, half=half: act(half, td) for half in (0, 1)], 6)
         assert steps == [6, 6] and rollout["next", "reward"].all()
     finally:
+        timer.cancel()
         env.close()
 
 
@@ -213,14 +219,32 @@ def test_a_policy_that_fails_leaves_the_simulators_usable() -> None:
         env.close()
 
 
-def test_groups_take_a_worker_each() -> None:
-    env = make_env(num_workers=1, num_envs=4)
+def test_more_groups_than_workers_are_refused() -> None:
+    env = make_env(num_workers=2, num_envs=4)
+    with pytest.raises(InputError, match="2 workers cannot be divided into 3 groups"):
+        env.envs_per_group(3)
+    env.close(raise_if_closed=False)
+
+
+def test_an_interruption_between_messages_closes_the_pool(monkeypatch) -> None:
+    """The second worker has not been told to do anything: whoever waits for its answer waits for ever."""
+    env, write, calls = make_env(num_workers=2, num_envs=4), os.write, []
+
+    def interrupted(place: int, message: bytes) -> int:
+        calls.append(place)
+        if len(calls) == 4:  # of the second step
+            raise KeyboardInterrupt
+        return write(place, message)
+
     try:
         env.reset()
-        with pytest.raises(InputError, match="1 simulator process cannot be divided into 2 groups"):
-            env.envs_per_group(2)
+        env.collect(lambda td: td.set("action", torch.zeros(4, 4)), 3)
+        monkeypatch.setattr("mtrl_vec.envs.channel.os.write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.collect(lambda td: td.set("action", torch.zeros(4, 4)), 3)
+        assert env.is_closed and len(calls) == 4
     finally:
-        env.close()
+        env.close(raise_if_closed=False)
 
 
 def test_too_little_shared_memory_is_said_in_one_line(monkeypatch) -> None:

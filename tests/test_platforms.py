@@ -97,8 +97,8 @@ threads = [threading.Thread(target=answer, args=(connection,)) for connection in
 for thread in threads:
     thread.start()
 channel.sys = type("Windows", (), {"platform": "win32"})
-channel.tell(ours, channel.call(("a", "b"), 5))
-channel.hear(ours)
+channel.send(ours, channel.call(("a", "b"), 5))
+channel.receive(ours)
 for thread in threads:
     thread.join(10)
 print("answered", any(connection.poll() for connection in ours))

@@ -47,9 +47,11 @@ def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, undisturbed,
     assert best[0]["frames"] == best[1]["frames"]
 
 
-def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path) -> None:
-    train(tmp_path / "whole", overlap=True)
-    train_until_interrupted(tmp_path / "run", 3, overlap=True)
+@pytest.mark.parametrize("double_buffer", [False, True], ids=["", "by halves"])
+def test_so_does_one_whose_rollouts_overlap_with_learning(tmp_path, double_buffer) -> None:
+    settings = {"overlap": True, "double_buffer": double_buffer, "num_workers": 2}
+    train(tmp_path / "whole", **settings)
+    train_until_interrupted(tmp_path / "run", 3, **settings)
     trainer = resume(tmp_path / "run")
     assert trainer.progress.iteration == 6
     assert_same(whole_state(tmp_path / "run"), whole_state(tmp_path / "whole"))

@@ -15,10 +15,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 
-from helpers import make_policy, tiny_config
+from helpers import assert_same, make_policy, tiny_config
 from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import PRESETS, TrainConfig
-from mtrl_vec.envs import make_env
+from mtrl_vec.envs import SimulatorPool, make_env
 from mtrl_vec.errors import InputError
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import load_policy
@@ -123,20 +123,33 @@ def test_default_workers_use_the_cores(cores, expected, monkeypatch) -> None:
 
 
 def test_two_halves_have_twice_as_many_workers(monkeypatch) -> None:
+    config = TrainConfig.of(double_buffer=True, device="cpu")
+    for cores, expected in {16: 30, 3: 4, 2: 2}.items():
+        monkeypatch.setattr("mtrl_vec.ranks.available_cores", lambda cores=cores: cores)
+        assert resolve(config).runtime.num_workers == expected
     monkeypatch.setattr("mtrl_vec.ranks.available_cores", lambda: 16)
-    assert resolve(TrainConfig.of(double_buffer=True)).runtime.num_workers == 30
-    with monkeypatch.context() as gpu:
-        gpu.setattr("mtrl_vec.train.resolve.resolve_device", lambda _: torch.device("cuda"))
-        assert resolve(TrainConfig.of(double_buffer=True)).runtime.num_workers == 15
-    assert resolve(TrainConfig.of(double_buffer=True, num_workers=6)).runtime.num_workers == 6
-    with pytest.raises(InputError, match="num_workers is 1: double_buffer takes at least two simulator processes"):
-        resolve(TrainConfig.of(double_buffer=True, num_workers=1))
+    assert resolve(config.replace(num_workers=6)).runtime.num_workers == 6
+    with pytest.raises(InputError, match="num_workers is 1: double_buffer needs two simulator processes"):
+        resolve(config.replace(num_workers=1))
+    with pytest.raises(InputError, match="num_envs is 1: double_buffer needs two simulator processes"):
+        resolve(config.replace(num_envs=1, num_steps=32))
+    monkeypatch.setattr("mtrl_vec.train.resolve.resolve_device", lambda _: torch.device("cuda"))
+    assert resolve(config).runtime.num_workers == 15
 
 
-def test_halves_in_turn_learn_the_same(tmp_path) -> None:
-    one, other = (train(tmp_path / f"{double}", total_frames=3 * 192, double_buffer=double) for double in (False, True))
-    for name, value in one.policy.state_dict().items():
-        torch.testing.assert_close(other.policy.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_halves_in_turn_learn_the_same(tmp_path, overlap, monkeypatch) -> None:
+    """To the last bit: with more than three environments of a task, products do not depend on how many there are."""
+    collect, calls = SimulatorPool.collect, []
+    monkeypatch.setattr(
+        SimulatorPool,
+        "collect",
+        lambda pool, policies, steps: (calls.append(policies), collect(pool, policies, steps))[1],
+    )
+    settings = {"num_envs": 96, "num_steps": 4, "total_frames": 4 * 384, "num_workers": 2, "overlap": overlap}
+    one, other = (train(tmp_path / f"{double}", double_buffer=double, **settings) for double in (False, True))
+    assert [len(policies) for policies in calls] == [1] * 4 + [2] * 4
+    assert_same(other.policy.state_dict(), one.policy.state_dict())
 
 
 def pool_rollouts(env, acting) -> Iterator[TensorDictBase]:

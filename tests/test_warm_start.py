@@ -101,11 +101,16 @@ def test_an_interrupted_one_ends_as_one_that_went_through(source, tmp_path) -> N
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
-def test_the_width_of_its_heads_is_taken_over_unless_another_is_given(source, tmp_path) -> None:
-    settings = {"tasks": ("MT10",), "direct_features": True, "init_from": source, "num_envs": 20}
-    warm = Trainer(tiny_config(run_dir=tmp_path / "warm", head=None, **settings))
-    assert warm.config.policy.head == 16
+def test_heads_get_the_width_of_the_policy_also_when_the_run_is_started_again(source, tmp_path) -> None:
+    """As torchrun does after a fault: with the same flags, and the checkpoint of the run."""
+    settings = {"tasks": ("MT10",), "direct_features": True, "init_from": source, "num_envs": 20, "head": None}
+    config = tiny_config(run_dir=tmp_path / "warm", total_frames=320, **settings)
+    warm = Trainer(config)
     assert warm.policy.actor_heads[0].module.heads.bias1.shape == (10, 16)
+    warm.train()
+    again = Trainer(config, checkpoint=load_checkpoint(tmp_path / "warm" / "checkpoint-320.pt"))
+    assert again.config.policy.head == 16 and again.progress.done
+    again.lock.__exit__(None, None, None)
 
 
 def test_a_whole_checkpoint_serves_too_and_a_resumed_run_does_not_start_again(source, tmp_path) -> None:

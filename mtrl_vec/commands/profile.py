@@ -163,6 +163,7 @@ def _report(
         "minibatch_size": config.minibatch_size,
         "optimiser_steps": steps,
         "overlap": config.learner.overlap,
+        "double_buffer": config.runtime.double_buffer,
         "trace": str(trace),
         **{f"seconds/{name}": value for name, value in seconds.items()},
         "steps_per_second": config.frames_per_batch / seconds["total"],
@@ -231,7 +232,8 @@ def describe(report: Report) -> Iterator[str]:
         yield "  (collecting and learning overlap, so that the shares add up to more than the whole)"
     yield ""
     speed, alone = report["steps_per_second"], report["simulation_steps_per_second"]
-    share = "" if report["overlap"] else f"; simulating goes at {alone:,.0f}, of which that is {speed / alone:.2f}"
+    hidden = report["overlap"] or report["double_buffer"]  # while simulating, others work too
+    share = "" if hidden else f"; simulating goes at {alone:,.0f}, of which that is {speed / alone:.2f}"
     yield f"training {speed:,.0f} steps/s{share}"
     rate, peak = report["update_flops_per_second"], report["matmul_flops_per_second"]
     yield (

@@ -54,7 +54,7 @@ class PolicyConfig:
     """Widths of the two hidden layers that all tasks share, and actor and critic too."""
     head: int | None = None
     """Width of the hidden layer of each task's head. By default that of the policy to start from, if there is one; else
-    128 for up to 3 tasks and 64 for more, whose heads would take a third to half of an update."""
+    128 for up to 3 tasks, and 64 for more, where wider heads would take a third to half of an update."""
     bounded_mean: bool = True
     """Keep the mean actions within [-1, 1], the actions' range, by tanh. With a mean far outside, clipping removes
     the noise, and nothing is explored."""
@@ -168,10 +168,11 @@ class RuntimeConfig:
     """Also log to Weights & Biases, which has to be installed."""
     num_workers: int | None = None
     """Simulator processes of each rank, over which its environments are spread. By default one per core, or one less
-    with more than two cores; with double_buffer twice as many, if the policy acts on the CPU."""
+    with more than two cores; with double_buffer twice as many, if there are more and the policy acts on the CPU."""
     double_buffer: bool = False
-    """Let the policy act for half of the simulator processes while the other half simulates. On 2 cores this gains
-    nothing; on more, acting leaves them idle otherwise."""
+    """Let the policy act for half of the simulator processes while the other half simulates. It gains nothing on 2
+    cores; with more, the simulators would otherwise idle while the policy acts. Products round by their size, so that
+    results may differ in the last bit where a half has only a few environments of a task."""
     device: Device = "auto"
     """Device of the policy and its updates. auto: CUDA if it is available."""
     precision: Precision = "fp32"

@@ -23,8 +23,8 @@ def call(method: tuple[str, ...], *arguments: object) -> bytes:
     return _HEADER.pack(len(payload)) + payload
 
 
-def tell(channels: Sequence[Connection], message: bytes) -> None:
-    """Send a `call` to workers. Each has to be heard before it is told anything else, see `hear`.
+def send(channels: Sequence[Connection], message: bytes) -> None:
+    """Send a `call` to workers. `receive` their answers before sending another.
 
     Raises:
         OSError: a worker is gone.
@@ -36,7 +36,7 @@ def tell(channels: Sequence[Connection], message: bytes) -> None:
             raise OSError("a worker does not read its messages")
 
 
-def hear(channels: Sequence[Connection]) -> None:
+def receive(channels: Sequence[Connection]) -> None:
     """Wait until workers have answered; the answers are thrown away.
 
     Raises:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
-from mtrl_vec.envs.channel import call, hear, tell
+from mtrl_vec.envs.channel import call, receive, send
 from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.errors import InputError, WorkerDied
 from mtrl_vec.processes import LOST, START_METHOD, deferred_interrupts
@@ -29,6 +29,7 @@ from mtrl_vec.timing import Timer
 _STEP = call(("rollouts", "step"))
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
+"""Adds actions to what environments observe."""
 
 
 class _Group(NamedTuple):
@@ -36,6 +37,9 @@ class _Group(NamedTuple):
 
     workers: slice
     rows: slice  # their environments
+
+
+_EVERYONE = _Group(slice(None), slice(None))
 
 
 class SimulatorPool(ParallelEnv):
@@ -128,7 +132,7 @@ class SimulatorPool(ParallelEnv):
             raise WorkerDied(f"simulation worker {dead} died with exit code {exit_code} while it started{hint}")
 
     def envs_per_group(self, num_groups: int) -> list[int]:
-        """How many environments each of ``num_groups`` groups of workers has, as equal as whole workers allow.
+        """Environments of each of ``num_groups`` groups of workers, for `collect`. Some may have one worker more.
 
         Raises:
             InputError: there are fewer workers than groups.
@@ -138,8 +142,9 @@ class SimulatorPool(ParallelEnv):
     def collect(self, policies: Policy | Sequence[Policy], num_steps: int) -> TensorDict:
         """Step all environments with a policy, new episodes included: a rollout [B, T] without idle rows.
 
-        With several policies, each acts for one of so many groups of workers, see `envs_per_group`, while the
-        others simulate: the first for the first workers. It makes no difference to the simulations.
+        With several policies the workers are divided into as many groups, in order, see `envs_per_group`. Each policy
+        acts for its group while the other groups simulate, in turn: double-buffered sampling (Petrenko et al. 2020,
+        "Sample Factory", section 3.2). The simulations are the same.
 
         A rollout continues from the last reset, `restore`, or rollout. Its memory is used again by the rollout after
         the next.
@@ -160,21 +165,24 @@ class SimulatorPool(ParallelEnv):
             if len(self._messages) != num_steps:
                 self._share_rollouts(num_steps)
             rollout = self._rollouts[self._collected % 2]
-            self._ask(("rollouts", "begin"), [(self._collected % 2,)] * self.num_workers)
             groups = self._groups(len(policies))
             turns = [(group, p, rollout.states(group.rows)) for group, p in zip(groups, policies, strict=True)]
+            self._ask(("rollouts", "begin"), [(self._collected % 2,)] * self.num_workers)
             busy: deque[_Group] = deque()
             try:
                 for t, message in enumerate(self._messages):
                     for group, policy, states in turns:
                         if t:
-                            self._hear(busy.popleft())  # the same group
+                            self._receive(busy.popleft())  # the same group
                         rollout.keep(t, group.rows, policy(states[t]))
+                        self._send(group, message)
                         busy.append(group)
-                        self._tell(group, message)
-            finally:  # also if a policy fails: unread answers would pass for those of the next call
+                while busy:
+                    self._receive(busy.popleft())
+            except Exception:  # of a policy: unread answers would pass for those of the next call
                 for group in busy:
-                    self._hear(group)
+                    self._receive(group)
+                raise
             self._collected += 1
             return rollout.result()
 
@@ -202,28 +210,24 @@ class SimulatorPool(ParallelEnv):
         """
         with self._naming_the_dead(look_first=False):  # which costs 11 us a worker
             self._now["action"].copy_(action)
-            (everyone,) = self._groups(1)
-            self._tell(everyone, _STEP)
-            self._hear(everyone)
+            self._send(_EVERYONE, _STEP)
+            self._receive(_EVERYONE)
             return self._now
 
     def _groups(self, count: int) -> list[_Group]:
-        if count > self.num_workers:
-            raise InputError(
-                f"{self.num_workers} simulator process{'es' * (self.num_workers > 1)} cannot be divided into {count} "
-                "groups: give more workers"
-            )
+        if not 1 <= count <= self.num_workers:
+            raise InputError(f"{self.num_workers} workers cannot be divided into {count} groups: give one to each")
         of_envs = [0, *np.cumsum(self.envs_per_worker).tolist()]
         of_workers = [self.num_workers * group // count for group in range(count + 1)]
         return [_Group(slice(a, b), slice(of_envs[a], of_envs[b])) for a, b in pairwise(of_workers)]
 
-    def _tell(self, group: _Group, message: bytes) -> None:
+    def _send(self, group: _Group, message: bytes) -> None:
         with self._simulating():
-            tell(self.parent_channels[group.workers], message)
+            send(self.parent_channels[group.workers], message)
 
-    def _hear(self, group: _Group) -> None:
+    def _receive(self, group: _Group) -> None:
         with self._simulating():
-            hear(self.parent_channels[group.workers])
+            receive(self.parent_channels[group.workers])
 
     def _simulating(self) -> contextlib.AbstractContextManager[object]:
         return self.timer("simulate") if self.timer else contextlib.nullcontext()

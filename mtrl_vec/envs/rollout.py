@@ -105,7 +105,7 @@ class RolloutWriter:
         self._into: dict[str, NDArray] = {}
 
     def attach(self, rollouts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Write into these from now on: the worker's part of each `shared_rollout`, [n, T, ...]."""
+        """Write into these from now on: the worker's part of each `SharedRollout`, [n, T, ...]."""
         self._rollouts = [{name: tensor.numpy() for name, tensor in rollout.items()} for rollout in rollouts]
 
     def begin(self, which: int) -> None:

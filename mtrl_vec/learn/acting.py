@@ -113,26 +113,29 @@ class ActingPolicy(TensorDictModuleBase):
         self.noise.load_state_dict({**state["noise"], "last": own})
 
     def in_turn(self, sizes: Sequence[int]) -> list[Callable[[TensorDictBase], TensorDictBase]]:
-        """Policies for groups of so many environments each, which act one after the other in every step.
+        """One policy for each group of environments, of these sizes; in every step, call each once and in order.
 
         Together they act as this one does for all environments at once.
         """
         ends = list(itertools.accumulate(sizes))
         groups = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        return [functools.partial(self._act_in_turn, rows, ends[-1]) for rows in groups]
+
+        def noise(group: int, task_idx: Tensor) -> Tensor:
+            if group == 0:
+                self.noise.draw(ends[-1])
+            return self.noise.of(groups[group], task_idx)
+
+        return [functools.partial(self._act_for, functools.partial(noise, group)) for group in range(len(groups))]
 
     @torch.no_grad()
-    def _act_in_turn(self, rows: slice, num_envs: int, tensordict: TensorDictBase) -> TensorDictBase:
-        if rows.start == 0:
-            self.noise.draw(num_envs)
-        noise = functools.partial(self.noise.of, rows)
+    def _act_for(self, noise: Noise, tensordict: TensorDictBase) -> TensorDictBase:
         return tensordict.update(self._outputs(noise, *(tensordict[key] for key in self.in_keys)))
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Add to a TensorDict of any batch size, on the CPU."""
         if self.rows is None:
-            return tensordict.update(self._outputs(self.noise, *(tensordict[key] for key in self.in_keys)))
+            return self._act_for(self.noise, tensordict)
         flat = [tensordict[key].flatten(0, tensordict.ndim - 1).index_select(0, self.rows) for key in self.in_keys]
         for name, values in self._outputs(self.noise, *flat).items():
             everywhere = values.new_zeros(tensordict.numel(), *values.shape[1:]).index_copy(0, self.rows, values)

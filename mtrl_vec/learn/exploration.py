@@ -68,7 +68,7 @@ class ActionNoise:
         return self.of(slice(None), task_idx)
 
     def draw(self, num_envs: int) -> None:
-        """Begin the next step of all ``num_envs`` environments of this rank. `of` then has to be called for each."""
+        """Begin the next step of all ``num_envs`` environments of this rank; then call `of` exactly once for each."""
         all_rows = self._ranks.size * num_envs
         white = torch.randn(all_rows, self._action_size, device=self.generator.device, generator=self.generator)
         self._before, self._last = self._last, white[self._ranks.part(all_rows)]

@@ -17,6 +17,7 @@ from torchrl.envs.utils import step_mdp
 
 from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import SimulatorPool, make_env
+from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.policy import SharedPolicy
 from mtrl_vec.policy.checkpoint import BEST_NAME, save_checkpoint
@@ -105,7 +106,8 @@ class Evaluation:
         if self._pool is None:
             self._pool = make_env(
                 environment.tasks,
-                num_workers=self._config.runtime.num_workers,
+                # The policy acts for all at once here, so that twice as many workers for two halves are no use.
+                num_workers=min(self._config.runtime.num_workers or 1, default_num_workers(self._ranks.cores)),
                 num_envs=own.stop - own.start,
                 first_slot=self._config.num_envs + own.start,  # random streams that training does not use
                 max_episode_steps=self._config.max_episode_steps,

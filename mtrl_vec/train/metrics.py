@@ -16,7 +16,7 @@ from mtrl_vec.timing import Timer
 
 SECTIONS = {
     "collect": "collecting rollouts",
-    "simulate": "stepping the simulators, part of collecting",
+    "simulate": "waiting for the simulators, part of collecting",
     "infer": "choosing actions, part of collecting",
     "transfer": "moving data to the GPU and back, part of collecting (where a GPU's work is waited for)",
     "load": "moving rollouts to the GPU",
@@ -33,7 +33,7 @@ COLUMNS = {
     "frames": "environment steps learned from so far, over all tasks",
     "time/elapsed": "seconds of training so far; time between an interruption and its resumption is left out",
     "time/sps": "steps per second of this iteration, learning included, evaluation not",
-    "time/sps_simulate": "steps per second of simulating alone",
+    "time/sps_simulate": "steps per second of simulating alone (with double_buffer, of waiting for it)",
     "time/sps_infer": "steps per second of choosing actions alone",
     "time/sps_update": "steps per second of the epochs alone",
     **{f"time/{name}": f"seconds so far: {what}" for name, what in SECTIONS.items()},

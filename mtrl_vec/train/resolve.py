@@ -35,13 +35,14 @@ def resolve(config: TrainConfig, ranks: Ranks = ALONE) -> TrainConfig:
             f"{-(-ranks.size // config.num_tasks)} per task, one each"
         )
     device, halves = resolve_device(config.runtime.device).type, config.runtime.double_buffer
-    # While the policy acts for one half, the other one has to keep all cores busy. A GPU does not act for long enough.
-    twice = 2 if halves and device == "cpu" else 1
+    # While the policy acts for one half, the other has to keep all cores busy; a GPU is expected to act too briefly.
+    twice = 2 if halves and device == "cpu" and ranks.cores > 2 else 1
     workers = min(share, config.runtime.num_workers or twice * default_num_workers(ranks.cores))
     if halves and workers < 2:
+        cause = f"num_envs is {config.num_envs}" if share < 2 else f"num_workers is {workers}"
         raise InputError(
-            f"num_workers is {workers}: double_buffer takes at least two simulator processes, one for each half; "
-            "leave it out, or give --num-workers 2"
+            f"{cause}: double_buffer needs two simulator processes on each rank, one for each half; give more, or "
+            "--no-double-buffer"
         )
     return config.replace(
         sampling=config.sampling.for_tasks(config.tasks),

@@ -85,8 +85,7 @@ class Rollouts:
             self._start(task_probs)
         assert self._pool is not None
         self._set_task_probs(task_probs)
-        halves = self._pool.envs_per_group(2) if self._config.runtime.double_buffer else None
-        policies = [self._acting] if halves is None else self._acting.in_turn(halves)
+        policies = self._acting.in_turn(self._pool.envs_per_group(2 if self._config.runtime.double_buffer else 1))
         with self._timer("collect"), single_threaded():
             rollout = self._pool.collect(policies, self._config.learner.num_steps)
         with self._timer("checkpoint"):

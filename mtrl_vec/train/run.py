@@ -67,8 +67,9 @@ class Run:
     ) -> None:
         self.ranks = ranks
         starts = config.init_from is not None and checkpoint is None
-        if starts and config.policy.head is None:
-            config = config.replace(head=ranks.from_first(lambda: head_of(config.init_from)))
+        known = ranks.from_first(lambda: _known_head(config, checkpoint))
+        if config.policy.head is None:
+            config = config.replace(head=known)
         config = ranks.together(lambda: resolve(config, ranks))
         require_agreement(config, ranks)
         if config.runtime.wandb:
@@ -188,3 +189,10 @@ class Run:
             if self.progress.iteration:
                 record.event(f"resumed after {self.frames:,} frames{self._changes}")
             yield record
+
+
+def _known_head(config: TrainConfig, checkpoint: Mapping[str, Any] | None) -> int | None:
+    """The width of the heads of the run to continue, or of the policy to start from; None without either."""
+    if checkpoint is not None:
+        return checkpoint["config"]["policy"]["head"]
+    return None if config.init_from is None else head_of(config.init_from)

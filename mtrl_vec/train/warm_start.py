@@ -68,13 +68,13 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
     return file, content
 
 
-def head_of(path: Path | None) -> int | None:
+def head_of(path: Path) -> int:
     """The width of the heads of the policy to start from, see `WarmStart`. Raises InputError: no policy there."""
-    assert path is not None
-    return _source(*_load(path)).policy.head
+    source = _settings_of(*_load(path))
+    return source.policy.head_width(source.num_tasks)
 
 
-def _source(file: Path, content: Mapping[str, Any]) -> TrainConfig:
+def _settings_of(file: Path, content: Mapping[str, Any]) -> TrainConfig:
     try:
         return saved_config(content, file)
     except UnknownTask:
@@ -99,7 +99,7 @@ class WarmStart:
     def __init__(self, config: TrainConfig) -> None:
         assert config.init_from is not None
         file, content = _load(config.init_from)
-        source = _source(file, content)
+        source = _settings_of(file, content)
         pairs = [(name, getattr(source.policy, name), getattr(config.policy, name)) for name in _SAME]
         pairs += [(name, getattr(source.learner, name), getattr(config.learner, name)) for name in _SAME_LEARNER]
         for name, theirs, ours in pairs:
