@@ -3,7 +3,9 @@
 Arguments: for each run, the frames to train for and its folder, as in 384:runs/a.
 """
 
+import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,7 +17,8 @@ def main(runs: list[str]) -> None:
     ranks = join("cpu")
     torch.set_num_threads(1)
     for frames, _, folder in (run.partition(":") for run in runs):
-        Trainer.resume(folder, ranks=ranks, total_frames=int(frames), num_workers=1).train()
+        halves = json.loads((Path(folder) / "config.json").read_text())["runtime"]["double_buffer"]
+        Trainer.resume(folder, ranks=ranks, total_frames=int(frames), num_workers=2 if halves else 1).train()
     ranks.close()
 
 

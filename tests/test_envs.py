@@ -242,7 +242,7 @@ def test_an_interruption_between_messages_closes_the_pool(monkeypatch) -> None:
         monkeypatch.setattr("mtrl_vec.envs.channel.os.write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             env.collect(lambda td: td.set("action", torch.zeros(4, 4)), 3)
-        assert env.is_closed and len(calls) == 4
+        assert env.is_closed
     finally:
         env.close(raise_if_closed=False)
 

@@ -55,7 +55,7 @@ CONFIGS = {
     "pcgrad": {"gradient_method": "pcgrad"},
     "cagrad": {"gradient_method": "cagrad", "popart": False, "entropy_coeff": 0.01},
     "overlap": {"overlap": True, "log_gradients": True, "per_task_advantage": False, "direct_features": True},
-    "halves in turn": {"double_buffer": True, "num_workers": 2},
+    "halves in turn": {"double_buffer": True},
     "five minibatches": {"num_minibatches": 5, "sampling": "uniform", "learn_std": False},  # of 76: not equal parts
     **{f"sampling {name}": {"sampling": name} for name in ("random", "curriculum", "difficulty", "progress", "meta")},
 }
