@@ -66,7 +66,7 @@ class SimulatorPool(ParallelEnv):
     CHECK_SECONDS = 0.2  # between looks for dead workers
     SHUTDOWN_SECONDS = 10.0
     timer: Timer | None = None
-    """Counts the section ``simulate``, if there is one."""
+    """Counts the section ``simulate``, waiting for the workers, if there is one."""
     _shortest_wait = 0.0
     _rollouts: Sequence[SharedRollout] = ()
     _messages: Sequence[bytes] = ()  # to a worker, one for each step
@@ -222,8 +222,7 @@ class SimulatorPool(ParallelEnv):
         return [_Group(slice(a, b), slice(of_envs[a], of_envs[b])) for a, b in pairwise(of_workers)]
 
     def _send(self, group: _Group, message: bytes) -> None:
-        with self._simulating():
-            send(self.parent_channels[group.workers], message)
+        send(self.parent_channels[group.workers], message)
 
     def _receive(self, group: _Group) -> None:
         with self._simulating():
