@@ -58,7 +58,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
         (("MT3",), (360, 100, 2_000_000, 250_000, 60, 0.02, 0.5, 150_000, 128)),
         (("MT3", "door-open"), (360, 150, 2_000_000, 250_000, 30, 0.02, 0.2, 0, 64)),
         (("MT10",), (720, 150, 3_600_000, 450_000, 30, 0.04, 0.2, 0, 64)),
-        (("MT50",), (1440, 150, 18_000_000, 2_250_000, 30, 0.04, 0.2, 0, 64)),
+        (("MT50",), (1440, 150, 25_000_000, 3_125_000, 30, 0.04, 0.2, 0, 64)),
     ],
 )
 def test_defaults_follow_the_number_of_tasks_and_give_way_to_settings(tasks, expected) -> None:

@@ -156,8 +156,8 @@ class RuntimeConfig:
     """How and how long a run executes, not what it learns. All but run_dir and overwrite may change on resume."""
 
     total_frames: int | None = None
-    """Environment steps to train for, over all tasks; rounded up to whole iterations. By default 360,000 per task, but
-    at least 2,000,000."""
+    """Environment steps to train for, over all tasks; rounded up to whole iterations. By default 360,000 per task, or
+    500,000 with more than ten tasks, but at least 2,000,000."""
     run_dir: Path | None = None
     """Where results go. By default a new folder under runs/."""
     overwrite: bool = False

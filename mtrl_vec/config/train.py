@@ -111,7 +111,8 @@ class TrainConfig:
     @property
     def total_frames(self) -> int:
         """Environment steps to train for."""
-        return self.runtime.total_frames or max(2_000_000, 360_000 * self.num_tasks)
+        per_task = 360_000 if self.num_tasks <= 10 else 500_000
+        return self.runtime.total_frames or max(2_000_000, per_task * self.num_tasks)
 
     @property
     def eval_interval(self) -> int:
