@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 from common import check_arguments, progress, run_benchmark, write_results
-from learner import make_policy
+from learner import in_turn, make_policy
 from numpy.typing import NDArray
 from tensordict import TensorDictBase
 
@@ -30,13 +29,14 @@ from mtrl_vec.config import TrainConfig
 from mtrl_vec.envs import MetaWorldEnv, SimulatorPool, make_env
 from mtrl_vec.envs.make import default_num_workers
 from mtrl_vec.envs.pool import Policy
+from mtrl_vec.errors import InputError
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.sim import SimBatch, Step
 from mtrl_vec.tasks.layout import ACTION_SIZE
 from mtrl_vec.timing import Timer
 
 Policies = Callable[[Sequence[int]], Sequence[Policy]]
-"""Policies for groups of so many environments each."""
+"""Makes one policy for each group of environments, given the sizes of the groups."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def imitated(args: Args, config: TrainConfig, workers: int, tokens: Sequence[str
 
 
 def on_gpu(args: Args) -> Policies:
-    """One that only takes its time."""
+    """A policy that only takes its time."""
 
     def act(state: TensorDictBase) -> TensorDictBase:
         time.sleep(args.gpu_ms / 1e3)
@@ -133,23 +133,18 @@ def rates(
         turns = of_sizes(pool.envs_per_group(groups))
         way = f"{name}, {device}, {'at once' if groups == 1 else 'halves'}"
         ways[way] = lambda pool=pool, turns=turns: pool.collect(turns, args.num_steps)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for round_number in range(args.rounds + 1):  # the first does not count
-        for way, call in ways.items():
-            start = time.perf_counter()
-            call()
-            if round_number:
-                seconds[way].append(time.perf_counter() - start)
-    frames = config.num_envs * args.num_steps
-    return {way: frames / statistics.median(times) for way, times in seconds.items()}
+    frames, seconds = config.num_envs * args.num_steps, in_turn(ways, args.rounds, torch.device("cpu"))
+    return {way: frames / seconds[way] for way in ways}
 
 
 def benchmark(args: Args) -> None:
     """Measure, report, and write the results."""
     check_arguments(
-        args.json, cores=min(args.cores, default=None), step_ms=min(args.step_ms), gpu_ms=args.gpu_ms,
+        args.json, step_ms=min(args.step_ms), gpu_ms=args.gpu_ms,
         num_steps=args.num_steps, rounds=args.rounds,
     )  # fmt: skip
+    if min(args.cores, default=3) < 3:
+        raise InputError(f"cores is {min(args.cores)}: give at least 3, of which one drives the workers")
     torch.set_num_threads(1)
     config = TrainConfig.of(tasks=(args.suite,), device="cpu")
     results: dict[str, float] = {}

@@ -199,7 +199,7 @@ def test_a_policy_acts_for_one_half_while_the_other_simulates() -> None:
 
 
 def test_a_policy_that_fails_leaves_the_simulators_usable() -> None:
-    """Also while the other half has not been heard yet: its answers would pass for those of the next call."""
+    """Also while the other half has not answered yet: its answers would pass for those of the next call."""
     env, calls = make_env(num_workers=2, num_envs=4, random_phase=False), []
 
     def act(td) -> object:

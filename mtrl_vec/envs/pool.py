@@ -144,7 +144,7 @@ class SimulatorPool(ParallelEnv):
 
         With several policies the workers are divided into as many groups, in order, see `envs_per_group`. Each policy
         acts for its group while the other groups simulate, in turn: double-buffered sampling (Petrenko et al. 2020,
-        "Sample Factory", section 3.2). The simulations are the same.
+        "Sample Factory"). The simulations are the same.
 
         A rollout continues from the last reset, `restore`, or rollout. Its memory is used again by the rollout after
         the next.
