@@ -321,7 +321,9 @@ def test_a_run_goes_on_where_a_node_is_lost(tmp_path) -> None:
             "mkdir $RANK; cd $RANK; {train} --run-dir run", "choose a --run-dir that all nodes share", marks=SLOW
         ),
         pytest.param("{train} --num-envs many", "see python -m mtrl_vec train --help", marks=SLOW),
-        pytest.param("python -m mtrl_vec eval pretrained", "torchrun is for train alone", marks=SLOW),
+        pytest.param(  # the first rank, which shows it, is late
+            "sleep $((2 - 2 * RANK)); python -m mtrl_vec eval pretrained", "torchrun is for train alone", marks=SLOW
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_ends_every_rank(command, message, tmp_path, monkeypatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -17,6 +19,9 @@ from mtrl_vec.processes import num_ranks
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+WAIT_SECONDS = 10.0
+"""How long a rank waits for the one that shows an error: torchrun ends all ranks of a node once one has failed, and the
+one that shows it may be late. On nodes without it this delays the end."""
 SPINS = "10000"
 """How often an OpenMP thread of GNU's library looks for work before it sleeps, 300,000 times by default. Beside other
 busy processes spinning takes their cores, and updates take several times as long. Passive waiting is slow on idle
@@ -70,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if not error.shown_elsewhere:
             tell(f"error: {error}")
+        else:
+            with contextlib.suppress(KeyboardInterrupt):  # SIGTERM of torchrun
+                time.sleep(WAIT_SECONDS)
         return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
