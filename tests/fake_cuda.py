@@ -133,8 +133,9 @@ def pretend() -> None:
 class Watch(TorchDispatchMode):
     """Notes what is wrong about operators, with the place in our code."""
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: list[torch.Tensor]) -> None:
         super().__init__()
+        self.pinned = pinned
         self.problems: collections.Counter[str] = collections.Counter()
         self.on_device = self.grouped = 0
 
@@ -163,8 +164,8 @@ class Watch(TorchDispatchMode):
             index = given[1]
             if len(index) > len(given[0]):  # else a permutation: nothing is added up
                 self.note(f"{name} adds up with atomic operations")
-        if name == "_pin_memory":  # no fake kernel
-            return torch.empty_like(args[0])
+        if name == "is_pinned":  # no fake kernel
+            return any(args[0] is tensor for tensor in self.pinned)
         if name == "_fused_adam_":  # likewise
             if devices != {"cuda"} or any(t.dtype is not torch.float32 for t in given):
                 self.note("the optimiser is given something else than fp32 on the device")
@@ -217,14 +218,16 @@ def problems(settings: dict[str, object], fault: str | None) -> dict[str, int]:
 
     settings = dict(settings)
     GPU.major = settings.pop("compute capability", 9)
+    pinned = settings.pop("pinned rollouts", True)
     config = tiny_config(**{"device": "cuda", "precision": "bf16", "compile": "off", "cuda_graphs": True} | settings)
-    watch, mode = Watch(), FakeTensorMode()
+    mode = FakeTensorMode()
     Graphs.captured = 0
     READ.clear()
     on_cpu = make_policy(config)
     state = make_batch(on_cpu, config.num_envs).apply(mode.from_tensor)
     rollout = make_rollout(on_cpu, config.num_envs, config.learner.num_steps).apply(mode.from_tensor)
     del rollout["action_log_prob"]
+    watch = Watch(list(rollout.values(include_nested=True, leaves_only=True)) if pinned else [])
     with mode:
         with Reading():
             with torch.device("cuda"):
@@ -250,6 +253,7 @@ def problems(settings: dict[str, object], fault: str | None) -> dict[str, int]:
     expected = {
         "graphs captured": (Graphs.captured, len(sizes) + 2 + (ppo.last_step is not ppo.step)),  # one for evaluations
         "waits for metrics": (READ["tolist"], ITERATIONS),
+        "rollouts copied on the CPU first": (len(ppo.to_device._staged) > 0, not pinned),
     }
     found |= {f"{name}: {got} instead of {wanted}": 1 for name, (got, wanted) in expected.items() if got != wanted}
     sorts = GPU.major == 9 and config.num_tasks >= MANY_TASKS and config.runtime.precision == "bf16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 
 import pytest
@@ -12,6 +13,8 @@ from tensordict import TensorDict
 from helpers import loop_over_rows, make_batch, make_policy, make_rollout, tiny_config
 from mtrl_vec.commands.profile import profile_training
 from mtrl_vec.config import TrainConfig
+from mtrl_vec.envs import make_env
+from mtrl_vec.envs.rollout import SharedRollout
 from mtrl_vec.learn.acting import ActingPolicy
 from mtrl_vec.learn.device import DeviceCopy, GraphedCall, on_stream
 from mtrl_vec.learn.ppo import PPO
@@ -103,6 +106,40 @@ def test_nothing_in_advantages_and_update_waits_for_the_device(way) -> None:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_the_gpu_reads_pinned_rollouts_where_the_simulators_write() -> None:
+    shared, copy_of = SharedRollout(6, 4, 3, pinned=True), DeviceCopy(torch.device("cuda"))
+    rollout = shared.result().exclude("action", ("next", "success"))
+    for i in range(3):
+        for tensor in rollout.values(include_nested=True, leaves_only=True):
+            assert tensor.is_pinned() and tensor.is_shared()
+            tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) % 7 == i)
+        on_gpu = copy_of(rollout)
+        torch.cuda.synchronize()
+        assert on_gpu.device.type == "cuda" and (on_gpu.cpu() == rollout).all() and not copy_of._staged
+    again = copy_of(rollout.clone())  # in memory that is not pinned
+    torch.cuda.synchronize()
+    assert copy_of._staged and (again.cpu() == rollout).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_pinned_memory_is_given_back_and_used_again() -> None:
+    for _ in range(3):
+        pool = make_env(num_workers=2, envs_per_worker=3)
+        pool.pinned = True
+        try:
+            pool.reset()
+            for steps in (3, 4, 3):
+                rollout = pool.collect(lambda td: td.set("action", torch.zeros(6, 4)), steps)
+                assert rollout["observation"].is_pinned()
+        finally:
+            pool.close()
+    observation = rollout["observation"].detach()  # another tensor of the same memory
+    del rollout, pool
+    gc.collect()
+    assert not observation.is_pinned()
+    assert torch.zeros(3, device="cuda").sum() == 0  # no error is pending
 
 
 def test_bf16_keeps_weights_in_fp32_and_stays_close() -> None:

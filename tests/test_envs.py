@@ -260,6 +260,53 @@ def test_too_little_shared_memory_is_said_in_one_line(monkeypatch) -> None:
         SharedRollout(360, 32, 3)
 
 
+class CudaRuntime:
+    """Registers memory without a GPU, as often as it is told to, see `torch.cuda.cudart`."""
+
+    def __init__(self, accepts: int) -> None:
+        self.accepts, self.registered = accepts, {}
+
+    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        if len(self.registered) == self.accepts:
+            return 2
+        self.registered[pointer] = size
+        return 0
+
+    def cudaHostUnregister(self, pointer: int) -> int:
+        del self.registered[pointer]
+        return 0
+
+
+def test_pinned_rollouts_are_registered_with_cuda_until_their_memory_is_freed(monkeypatch) -> None:
+    runtime = CudaRuntime(accepts=100)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    shared = SharedRollout(6, 4, 3, pinned=True)
+    rollout = shared.result()
+    assert all(t.is_shared() for t in rollout.values(include_nested=True, leaves_only=True))
+    assert runtime.registered == {t.data_ptr(): t.nbytes for t in rollout.values(include_nested=True, leaves_only=True)}
+    del shared
+    assert len(runtime.registered) == 11  # the rollout is still there
+    del rollout
+    assert not runtime.registered
+
+
+def test_rollouts_that_cuda_does_not_pin_are_used_as_they_are(monkeypatch) -> None:
+    runtime, launches = CudaRuntime(accepts=1), []
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    zeros = torch.zeros
+
+    def pending_error(*size: int, **options: object) -> torch.Tensor:
+        if "device" not in options:
+            return zeros(*size, **options)
+        launches.append(options["device"])
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "zeros", pending_error)
+    with pytest.warns(UserWarning, match=r"^continuing without pinned rollouts: cudaHostRegister failed \(2\)$"):
+        shared = SharedRollout(6, 4, 3, pinned=True)
+    assert launches == ["cuda"] and shared.result().shape == (6, 4)
+
+
 @pytest.mark.parametrize("call", ["step_and_maybe_reset", "step", "reset"])
 def test_a_dead_worker_is_named(call) -> None:
     env = make_env(num_workers=2, envs_per_worker=3)

@@ -24,6 +24,7 @@ CONFIGS: list[dict[str, object]] = [
     {},
     {"overlap": True, "direct_features": True},
     {"double_buffer": True},
+    {"pinned rollouts": False},
     {"gradient_method": "pcgrad", "direct_features": True},
     {"gradient_method": "cagrad"},
     {"popart": False, "entropy_coeff": 0.01, "precision": "fp32"},

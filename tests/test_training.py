@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ from mtrl_vec.sim import SimBatch
 from mtrl_vec.tasks.suite import MT3
 from mtrl_vec.timing import Timer
 from mtrl_vec.train import Trainer
+from mtrl_vec.train.progress import Progress
+from mtrl_vec.train.recovery import Recovery
 from mtrl_vec.train.resolve import resolve
+from mtrl_vec.train.rollouts import Rollouts
 from mtrl_vec.train.statistics import EpisodeStatistics
 
 
@@ -381,3 +385,26 @@ def test_unstable_episodes_are_counted_and_left_out() -> None:
     statistics.update(td)
     assert statistics.unstable_episodes == 1
     assert math.isnan(statistics.summary()["train/a/return"])
+
+
+def test_rollouts_are_pinned_where_the_policy_is_on_a_gpu(monkeypatch) -> None:
+    registered: list[int] = []
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda pointer, size, flags: registered.append(pointer) or 0,
+        cudaHostUnregister=lambda pointer: registered.remove(pointer) or 0,
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    config = tiny_config(num_workers=1)
+    acting = ActingPolicy(make_policy(config), config, Timer())
+    monkeypatch.setattr(acting, "_act_on_gpu", lambda noise, observation, one_hot: torch.zeros(len(observation), 4))
+    for device in ("cpu", "cuda"):
+        acting.device = torch.device(device)
+        rollouts = Rollouts(config, acting, Recovery(0, Progress(frames_per_batch=192, num_iterations=1)), Timer())
+        try:
+            rollout = rollouts.collect(None)
+            places = {t.data_ptr() for t in rollout.values(include_nested=True, leaves_only=True)}
+            assert len(places) > 10 and (places <= set(registered) if device == "cuda" else not registered)
+        finally:
+            rollouts.close()
+    del rollouts, rollout
+    assert not registered

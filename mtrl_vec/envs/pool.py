@@ -67,6 +67,8 @@ class SimulatorPool(ParallelEnv):
     SHUTDOWN_SECONDS = 10.0
     timer: Timer | None = None
     """Counts the section ``simulate``, waiting for the workers, if there is one."""
+    pinned = False
+    """Let a GPU read the rollouts that are collected directly, see `SharedRollout`."""
     _shortest_wait = 0.0
     _rollouts: Sequence[SharedRollout] = ()
     _messages: Sequence[bytes] = ()  # to a worker, one for each step
@@ -233,7 +235,7 @@ class SimulatorPool(ParallelEnv):
 
     def _share_rollouts(self, num_steps: int) -> None:
         num_envs, num_tasks = sum(self.envs_per_worker), self.observation_spec["task_one_hot"].shape[-1]
-        self._rollouts = [SharedRollout(num_envs, num_steps, num_tasks) for _ in range(2)]
+        self._rollouts = [SharedRollout(num_envs, num_steps, num_tasks, self.pinned) for _ in range(2)]
         ends = np.cumsum(self.envs_per_worker).tolist()
         for channel, start, end in zip(self.parent_channels, [0, *ends], ends, strict=False):
             channel.send((("rollouts", "attach"), (([r.part(start, end) for r in self._rollouts],), {})))

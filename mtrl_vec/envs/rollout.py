@@ -5,7 +5,10 @@ Shapes: ``B`` environments, ``n`` of them in one worker, ``T`` steps, ``K`` task
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,12 +35,13 @@ class SharedRollout:
 
     Args:
         num_envs, num_steps, num_tasks: ``B``, ``T`` and ``K``.
+        pinned: let the GPU read the shared memory directly. Where CUDA refuses, there is a warning.
 
     Raises:
         InputError: there is not enough shared memory.
     """
 
-    def __init__(self, num_envs: int, num_steps: int, num_tasks: int) -> None:
+    def __init__(self, num_envs: int, num_steps: int, num_tasks: int, pinned: bool = False) -> None:
         self._shape = num_envs, num_steps
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "observation": ((OBSERVATION_SIZE,), torch.float32),
@@ -59,6 +63,8 @@ class SharedRollout:
                 f"no shared memory for a rollout of {num_envs:,} environments and {num_steps:,} steps: it takes "
                 f"{size / 1e6:,.0f} MB (docker run has --shm-size)"
             ) from error
+        if pinned:
+            _pin(list(self._shared.values()))
         self._kept = {"action": self._shared["action"]}
         self._states: dict[tuple[int, int], list[TensorDict]] = {}
 
@@ -89,6 +95,29 @@ class SharedRollout:
         after = {name.removeprefix(AFTER): t for name, t in self._shared.items() if name.startswith(AFTER)}
         root = {name: self._shared[name] for name in INPUTS}
         return TensorDict(root | self._kept | {"next": TensorDict(after, self._shape)}, self._shape)
+
+
+def _pin(tensors: Sequence[Tensor]) -> None:
+    """Page-lock tensors in their place, until they are freed. ``Tensor.pin_memory`` would make a copy, not shared."""
+    for tensor in tensors:
+        error = _code(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
+        if error:
+            warnings.warn(f"continuing without pinned rollouts: cudaHostRegister failed ({error})", stacklevel=2)
+            return
+        weakref.finalize(tensor, _unpin, tensor.data_ptr()).atexit = False
+
+
+def _unpin(pointer: int) -> None:
+    _code(torch.cuda.cudart().cudaHostUnregister(pointer))
+
+
+def _code(answer: object) -> int:
+    """The code of an answer of CUDA, 0 for success."""
+    code = int(answer)  # type: ignore[call-overload]
+    if code:
+        with contextlib.suppress(RuntimeError):  # CUDA reports an error a second time, to whatever comes next
+            torch.zeros(1, device="cuda")
+    return code
 
 
 class RolloutWriter:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from mtrl_vec.config.sections import Precision
@@ -56,25 +56,31 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 
 class DeviceCopy:
-    """Copies of host data on the GPU through pinned memory: always in the same place, and without waiting.
+    """Copies of host data on the GPU: always in the same place, and without waiting.
 
-    The caller has to make sure that the last copy has arrived before the next one starts.
+    What is not in pinned memory is copied there first. The caller has to make sure that a copy has arrived before it
+    changes the data, and before the next copy starts.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pinned: TensorDictBase | None = None
+        self._staged: dict[NestedKey, Tensor] = {}
         self._data: TensorDictBase | None = None
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
         """The copy of ``data``, which has the same keys and shapes every time. Other keys may be added to it."""
-        if self._pinned is None or self._data is None:
-            self._pinned = data.clone().pin_memory()
+        if self._data is None:
             self._data = data.to(self._device)
         for key in data.keys(include_nested=True, leaves_only=True):
-            self._pinned[key].copy_(data[key])
-            self._data[key].copy_(self._pinned[key], non_blocking=True)
+            self._data[key].copy_(self._pinned(key, data[key]), non_blocking=True)
         return self._data.clone(recurse=False)
+
+    def _pinned(self, key: NestedKey, source: Tensor) -> Tensor:
+        if source.is_pinned():
+            return source
+        if key not in self._staged:
+            self._staged[key] = torch.empty_like(source, pin_memory=True)
+        return self._staged[key].copy_(source)
 
 
 class GraphedCall:

@@ -134,7 +134,7 @@ class PPO:
         return step if warmup is None or not alone else GraphedCall(step, warmup)
 
     def learn(self, rollout: TensorDictBase, progress: float) -> dict[str, float]:
-        """Learn from a rollout [B, T], which is on the CPU and is not changed.
+        """Learn from a rollout [B, T], which is on the CPU and is not changed. A GPU may read it until this returns.
 
         Args:
             rollout: with at least `ROLLOUT_KEYS`.

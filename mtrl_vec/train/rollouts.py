@@ -108,7 +108,7 @@ class Rollouts:
             random_phase=env.random_phase,
             fresh_starts=env.fresh_starts,
         )
-        pool.timer = self._timer
+        pool.timer, pool.pinned = self._timer, self._acting.device.type == "cuda"
         self._task_probs = None
         self._set_task_probs(task_probs)
         if self._simulators is not None:
