@@ -123,6 +123,9 @@ STEPS = {
     "eval-mt10": Step(
         ("-m", "mtrl_vec", "eval", "{out}/mt10", "--json", "{out}/eval-mt10.json"), 240, "its official success"
     ),
+    "scaling": Step(
+        ("benchmarks/scaling.py", "--json", "{out}/scaling.json"), 240, "what the model of other machines predicts here"
+    ),
     "task-sampling-cost": Step(
         (
             *("benchmarks/task_sampling_cost.py", "--rounds", "10", "--json", "{out}/task_sampling_cost.json"),

@@ -3,12 +3,13 @@
 An iteration collects ``T`` steps of ``B`` environments, and then learns from ``B T`` frames::
 
     collect = T (simulate ceil(B / W) + parent(W) + infer B) + snapshot B
-    learn   = B T (advantages + epochs / samples_per_second)
+    learn   = B T (advantages + epochs / samples_per_second) + sums
 
 Simulation and acting are timed while they take turns, the other parts each by itself. Every rank has its own cores,
 ``B`` environments of its own, and one process that drives its ``W`` workers. The samples per second of more threads
-follow Amdahl's law through those of one and of two; a sum of gradients over ranks costs what benchmarks/ranks.py found.
-A GPU takes over acting and learning, with the figures in `Gpu`, which are estimates as long as none has been measured.
+follow Amdahl's law through those of one and of two. Sums of gradients over ``R`` ranks go round in a ring, with the
+latency and the bandwidth that benchmarks/ranks.py found. A GPU takes over acting and learning, with the figures in
+`Gpu`, which are estimates as long as none has been measured; on a machine with one, the check trains on it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from mtrl_vec.train.resolve import resolve
 CPU = torch.device("cpu")
 COLLECTED = 8
 """Rollouts over which collecting is timed."""
+ON_GPU = ["--device", "cuda", "--precision", "bf16", "--compile", "on", "--cuda-graphs"]
+"""What the estimates for a GPU are of."""
 SKIPPED = 2
 """Iterations of the check, with which processes warm up."""
 
@@ -58,8 +61,8 @@ class Args:
     """The tasks."""
     parent: tuple[float, float] = (0.05, 0.0065)
     """Milliseconds per step of the process that drives workers: constant, and per worker. See benchmarks/pool.py."""
-    sum_ms: float = 1.0
-    """Milliseconds of a sum of gradients over ranks. See benchmarks/ranks.py."""
+    sum_ms: tuple[float, float] = (0.11, 2.0)
+    """Milliseconds of a sum over two ranks: of one number, and of gradients. See benchmarks/ranks.py."""
     iterations: int = 8
     """Iterations of the training run that the model is checked by."""
     json: Path | None = None
@@ -77,7 +80,7 @@ class Parts:
     one_thread: float  # samples per second of updates
     two_threads: float
     parent: tuple[float, float]  # a step, and more for each worker
-    sum: float  # of gradients
+    sum: tuple[float, float]  # over two ranks, of one number and of gradients
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Gpu:
     """Estimates for an H100."""
 
     samples_per_second: float = 20e6
+    step: float = 0.25e-3  # of the optimiser, at least: some hundred kernels, however small
     infer: float = 0.3e-3  # a step of all environments
     advantages: float = 0.2e-6  # a frame
 
@@ -137,7 +141,7 @@ def measure_parts(args: Args, config: TrainConfig) -> Parts:
         one_thread=rates[1],
         two_threads=rates[2],
         parent=parent,
-        sum=args.sum_ms / 1e3,
+        sum=(args.sum_ms[0] / 1e3, args.sum_ms[1] / 1e3),
     )
 
 
@@ -148,15 +152,16 @@ def predict(parts: Parts, config: TrainConfig, cores: int, ranks: int = 1, gpu: 
     learner, steps, frames = config.learner, config.learner.num_steps, config.frames_per_batch
     constant, per_worker = parts.parent
     samples_per_second = gpu.samples_per_second if gpu else with_threads(parts, own)
-    sums = learner.num_epochs * learner.num_minibatches * parts.sum if ranks > 1 else 0.0
+    updates = learner.num_epochs * learner.num_minibatches
+    empty, transfer = parts.sum[0], parts.sum[1] - parts.sum[0]
     seconds = {
         "simulation": steps * parts.simulate * math.ceil(config.num_envs / workers),
         "parent": steps * (constant + per_worker * workers),
         "acting": steps * (gpu.infer if gpu else parts.infer * config.num_envs),
         "snapshots": parts.snapshot * config.num_envs,
         "advantages": frames * (gpu.advantages if gpu else parts.advantages),
-        "updates": frames * learner.num_epochs / samples_per_second,
-        "sums": sums,
+        "updates": updates * max(config.minibatch_size / samples_per_second, gpu.step if gpu else 0.0),
+        "sums": updates * (ranks - 1) * (empty + 2 / ranks * transfer),
     }
     return Prediction(ranks * frames / sum(seconds.values()), max(seconds, key=lambda name: seconds[name]))
 
@@ -167,10 +172,10 @@ def with_threads(parts: Parts, threads: int) -> float:
     return parts.one_thread / (serial + (1 - serial) / threads)
 
 
-def trained(args: Args, config: TrainConfig) -> float:
+def trained(args: Args, config: TrainConfig, device: list[str]) -> float:
     """Steps/s of a short training run, the median of its iterations."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mtrl_vec", "train", "--quiet", "--tasks", args.suite, "--device", "cpu"]
+        command = [sys.executable, "-m", "mtrl_vec", "train", "--quiet", "--tasks", args.suite, *device]
         command += ["--total-frames", str(args.iterations * config.frames_per_batch), "--eval-interval", "0"]
         subprocess.run([*command, "--run-dir", f"{folder}/run"], check=True)
         with Path(folder, "run", "metrics.csv").open() as file:
@@ -198,11 +203,13 @@ def report(found: dict[str, Prediction]) -> str:
 
 def benchmark(args: Args) -> None:
     """Measure, check, report, and write the results."""
-    check_arguments(args.json, sum_ms=args.sum_ms, iterations=args.iterations)
+    check_arguments(args.json, sum_ms=min(args.sum_ms), iterations=args.iterations)
+    gpu = torch.cuda.is_available()
     config = resolve(parse_train(["--tasks", args.suite, "--device", "cpu"]))
     parts = measure_parts(args, config)
     progress("training, as a check")
-    here, measured = predict(parts, config, available_cores()), trained(args, config)
+    here = predict(parts, config, available_cores(), gpu=Gpu() if gpu else None)
+    measured = trained(args, config, ON_GPU if gpu else ["--device", "cpu"])
     found = predictions(parts, config)
     print(f"here: {here.speed:,.0f} steps/s predicted, {measured:,.0f} measured: {here.speed / measured:.2f}\n")
     print(report(found))

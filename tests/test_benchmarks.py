@@ -113,7 +113,7 @@ def test_the_model_of_scaling_by_hand() -> None:
     """360 environments, 32 steps and 6 epochs on 4 cores with 3 workers; learning is half serial."""
     parts = scaling.Parts(
         simulate=1e-4, infer=5e-6, snapshot=1e-5, advantages=1e-6, one_thread=30e3, two_threads=40e3,
-        parent=(1e-4, 1e-5), sum=1e-3,
+        parent=(1e-4, 1e-5), sum=(1e-4, 1e-3),
     )  # fmt: skip
     config = TrainConfig.of(num_epochs=6, num_minibatches=6)
     # Collecting 0.44936 s: 32 steps of 12 ms, 0.13 ms and 1.8 ms, and a snapshot of 3.6 ms. Learning 1.45152 s: 11,520
@@ -123,6 +123,11 @@ def test_the_model_of_scaling_by_hand() -> None:
     # 0.64104 s and 1.73952 s, and 36 ms of sums.
     both = scaling.predict(parts, config, cores=4, ranks=2)
     assert both.speed == pytest.approx(9534.21, abs=0.01)
-    # 0.40136 s and 5.76 ms.
+    # Four such ranks: 36 sums of three times 0.1 ms and of 1.5 times 0.9 ms, 59.4 ms.
+    four = scaling.predict(parts, config, cores=8, ranks=4)
+    assert four.speed == pytest.approx(4 * 11520 / (0.64104 + 1.73952 + 0.0594), abs=0.01)
+    # 0.40136 s, 2.304 ms of advantages, and 36 steps of 0.25 ms, since 1,920 samples take less; 76,800 take 3.84 ms.
     on_gpu = scaling.predict(parts, config, cores=4, gpu=scaling.Gpu())
-    assert on_gpu.speed == pytest.approx(28296.3, abs=0.1) and on_gpu.bound == "simulation"
+    assert on_gpu.speed == pytest.approx(11520 / 0.412664, abs=0.1) and on_gpu.bound == "simulation"
+    large = scaling.predict(parts, config.replace(num_steps=32 * 40), cores=4, gpu=scaling.Gpu())
+    assert large.speed == pytest.approx(40 * 11520 / (40 * 0.39776 + 0.0036 + 40 * 0.002304 + 36 * 3.84e-3), rel=1e-6)
