@@ -54,7 +54,7 @@ LARGEST = 2_500_000
 """Bytes above which an included policy is stored as float16 and, if it is still larger, without its critic."""
 THRESHOLDS = (0.9, 0.98)
 ALONE_FRAMES = 500_000
-"""Length of the runs of single tasks beside ten or fifty: more than a task's part of the frames of all."""
+"""Length of the runs of single tasks beside ten or fifty: at least a task's part of the frames of all."""
 
 ABLATION = {
     "no-reward-scale": "--no-normalize-reward",
