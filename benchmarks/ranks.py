@@ -128,13 +128,18 @@ def weak_scaling(config: TrainConfig, parts: dict[str, float], sent: dict[str, f
     learner = config.learner
     sums = learner.num_epochs * learner.num_minibatches
     draws = learner.num_steps * draw_seconds(int(parts["frames"]) // learner.num_steps // 2)
-    empty, transfer = sent["milliseconds_empty"] / 1000, (sent["milliseconds"] - sent["milliseconds_empty"]) / 1000
-    alone = parts["iteration"] - sums * (empty + transfer) - draws
+    empty, full = sent["milliseconds_empty"] / 1000, sent["milliseconds"] / 1000
+    alone = parts["iteration"] - sums * full - draws
 
     def together(ranks: int) -> float:
-        return alone + sums * ((ranks - 1) * empty + 2 * (ranks - 1) / ranks * transfer) + (ranks - 1) * draws
+        return alone + sums * ring_sum(ranks, empty, full) + (ranks - 1) * draws
 
     return {ranks: alone / together(ranks) for ranks in (2, 8, 64)}
+
+
+def ring_sum(ranks: int, empty: float, full: float) -> float:
+    """Seconds of a sum over ranks, from those of a sum over two: of one number, and of everything."""
+    return (ranks - 1) * (empty + 2 / ranks * (full - empty))
 
 
 def draw_seconds(environments: int) -> float:

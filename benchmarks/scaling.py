@@ -29,6 +29,7 @@ import torch
 import tyro
 from common import check_arguments, progress, run_benchmark, seconds_per_call, write_results
 from learner import make_policy, random_rollout, update_call
+from ranks import ring_sum
 
 from mtrl_vec.commands.parsing import parse_train
 from mtrl_vec.config import TrainConfig
@@ -153,7 +154,6 @@ def predict(parts: Parts, config: TrainConfig, cores: int, ranks: int = 1, gpu: 
     constant, per_worker = parts.parent
     samples_per_second = gpu.samples_per_second if gpu else with_threads(parts, own)
     updates = learner.num_epochs * learner.num_minibatches
-    empty, transfer = parts.sum[0], parts.sum[1] - parts.sum[0]
     seconds = {
         "simulation": steps * parts.simulate * math.ceil(config.num_envs / workers),
         "parent": steps * (constant + per_worker * workers),
@@ -161,7 +161,7 @@ def predict(parts: Parts, config: TrainConfig, cores: int, ranks: int = 1, gpu: 
         "snapshots": parts.snapshot * config.num_envs,
         "advantages": frames * (gpu.advantages if gpu else parts.advantages),
         "updates": updates * max(config.minibatch_size / samples_per_second, gpu.step if gpu else 0.0),
-        "sums": updates * (ranks - 1) * (empty + 2 / ranks * transfer),
+        "sums": updates * ring_sum(ranks, *parts.sum),
     }
     return Prediction(ranks * frames / sum(seconds.values()), max(seconds, key=lambda name: seconds[name]))
 
